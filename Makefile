@@ -1,0 +1,60 @@
+# Everything a developer does, by hand and in CI. Needs python3 (3.11 or newer) and make; the rest comes as Python packages.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+TORCH := $(shell grep '^torch==' constraints.txt)
+ROOMS := contract broker service models worker training cli benchmarks
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# What `make demo` takes; exported, so that no quoting in a prompt can break a recipe.
+export PROMPT SEED OUT
+
+.PHONY: help setup test lint demo serve score bench-latency train clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## create .venv with the pinned packages (again only when the pins change)
+
+# torch comes first and by its exact pin: anything looser would fetch the newest build with gigabytes of CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make setup: $(PYTHON) is older than 3.11; name a newer one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make setup: $(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing the pinned packages (a few minutes the first time)"
+	@$(PIP) pip setuptools hatchling
+	@$(PIP) $(TORCH)
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+test: $(STAMP) ## the whole test suite; PYTEST_ARGS adds arguments
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff, mypy in strict mode and the import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+demo: $(STAMP) ## start everything, make pictures, stop: with PROMPT="..." [SEED=7] [OUT=x.png] that one picture
+	@$(BIN)/darkroom demo $${PROMPT:+--prompt "$$PROMPT"} $${SEED:+--seed "$$SEED"} $${OUT:+--out "$$OUT"}
+
+serve: $(STAMP) ## the same stack, kept running until Ctrl-C
+	@$(BIN)/darkroom up
+
+score: $(STAMP) ## judge the shipped model on 200 prompts, inpainting and upscaling
+	$(BIN)/darkroom bench score $(ARGS)
+
+bench-latency: $(STAMP) ## seconds per picture, beside diffusers, and from POST to stored picture
+	$(BIN)/darkroom bench latency $(ARGS)
+
+train: $(STAMP) ## make the shipped model again from nothing (hours); resumes where it stopped
+	$(BIN)/darkroom train all $(ARGS)
+
+clean: ## remove what is generated, the virtual environment too
+	rm -rf $(VENV) demo runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis junit.xml
+	find $(ROOMS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
