@@ -1,0 +1,1 @@
+"""Pure types and names shared by every room: no input or output happens here."""

@@ -1,0 +1,116 @@
+"""Every Redis key and every store key, as functions. RQ's own keys (`rq:...`) stay in `broker.rq_surface`."""
+
+from hashlib import sha256
+from typing import Final
+
+from contract.spec import SPEC_MAJOR, Priority
+
+ANONYMOUS: Final = "anonymous"  # stands for api_key_id None in keys
+
+
+def queue_name(model: str, priority: Priority) -> str:
+    """The RQ queue of one model and priority; the spec's major version keeps old workers off new jobs."""
+    return f"darkroom:v{SPEC_MAJOR}:{model}:{priority.value}"
+
+
+def queue_names(model: str) -> list[str]:
+    """A model's queues in the order in which they are taken."""
+    return [queue_name(model, priority) for priority in Priority]
+
+
+def job(job_id: str) -> str:
+    """Hash of what RQ's own job hash has no place for: spec, times, progress, warnings, result, error, stop flag."""
+    return f"darkroom:job:{job_id}"
+
+
+def events(job_id: str) -> str:
+    """Stream of the job's events."""
+    return f"darkroom:events:{job_id}"
+
+
+def preview(job_id: str) -> str:
+    """The latest preview picture of a running job; overwritten, expires."""
+    return f"darkroom:preview:{job_id}"
+
+
+def idempotency(api_key_id: str | None, idempotency_key: str) -> str:
+    """Hash {body, job} of a used Idempotency-Key, scoped to the API key."""
+    return f"darkroom:idempotency:{api_key_id or ANONYMOUS}:{sha256(idempotency_key.encode()).hexdigest()}"
+
+
+def jobs_of(api_key_id: str | None) -> str:
+    """Sorted set of one API key's jobs by submit time."""
+    return f"darkroom:jobs:{api_key_id or ANONYMOUS}"
+
+
+def waiting(api_key_id: str | None, model: str) -> str:
+    """Set of one API key's queued and running jobs for a model; its size is capped at submit."""
+    return f"darkroom:waiting:{model}:{api_key_id or ANONYMOUS}"
+
+
+def rate(api_key_id: str | None) -> str:
+    """Token bucket of one API key."""
+    return f"darkroom:rate:{api_key_id or ANONYMOUS}"
+
+
+def deadlines() -> str:
+    """Sorted set of unfinished jobs by the time at which they expire."""
+    return "darkroom:deadlines"
+
+
+def leases() -> str:
+    """Sorted set of running executions, `{job}:{execution}`, by the time at which their lease ends."""
+    return "darkroom:leases"
+
+
+def ended() -> str:
+    """Sorted set of ended jobs by end time: the janitor's to-do list."""
+    return "darkroom:ended"
+
+
+def counters() -> str:
+    """Hash of lifetime counters, written in the transactions that they count; fields by `counter`."""
+    return "darkroom:counters"
+
+
+def counter(metric: str, *labels: str) -> str:
+    """Field of `counters()`: the metric's name and its label values in the metric's order, parted by "|"."""
+    return "|".join((metric, *labels))
+
+
+def cards() -> str:
+    """Hash of model name to ModelCard JSON; outlives the workers."""
+    return "darkroom:models"
+
+
+def workers() -> str:
+    """Sorted set of worker names by the time until which they count as live."""
+    return "darkroom:workers"
+
+
+def worker(name: str) -> str:
+    """JSON of one worker's latest heartbeat."""
+    return f"darkroom:worker:{name}"
+
+
+def lock(name: str) -> str:
+    """Leader lock, e.g. of the janitor."""
+    return f"darkroom:lock:{name}"
+
+
+def input_object(job_id: str, name: str) -> str:
+    """Store key of an input picture."""
+    return f"inputs/{job_id}/{name}.png"
+
+
+def inputs_of(job_id: str) -> str:
+    return f"inputs/{job_id}/"
+
+
+def output_object(job_id: str, execution_id: str, index: int, extension: str) -> str:
+    """Store key of a finished picture: apart per execution, so that a fenced-off worker overwrites nothing."""
+    return f"outputs/{job_id}/{execution_id}/{index}.{extension}"
+
+
+def outputs_of(job_id: str) -> str:
+    return f"outputs/{job_id}/"

@@ -1,0 +1,76 @@
+"""Every metric, once: its name, help, labels and unit. Whoever measures builds the prometheus object from these."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`name` is what Prometheus shows, unit and `_total` included; `buckets` only for histograms."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+    buckets: tuple[float, ...] = ()
+
+
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_ROWS: Final = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
+
+# Counted in Redis by the transaction that does the thing; every gateway exports them (take the max over replicas).
+JOBS_SUBMITTED: Final = Metric(
+    "darkroom_jobs_submitted_total", "counter", "Jobs accepted into a queue.", ("model", "task", "priority")
+)
+JOBS_ENDED: Final = Metric(
+    "darkroom_jobs_ended_total", "counter", "Jobs ended, by final status.", ("model", "task", "status")
+)
+PICTURES: Final = Metric("darkroom_pictures_total", "counter", "Pictures finished and stored.", ("model", "task"))
+EXECUTIONS_REAPED: Final = Metric(
+    "darkroom_executions_reaped_total", "counter", "Executions whose lease ran out and whose job went back.", ("model",)
+)
+RESULTS_FENCED: Final = Metric(
+    "darkroom_results_fenced_total",
+    "counter",
+    "Results thrown away: the execution had lost its job.",
+    ("model",),
+)
+REDIS_COUNTERS: Final = (JOBS_SUBMITTED, JOBS_ENDED, PICTURES, EXECUTIONS_REAPED, RESULTS_FENCED)
+
+# Read from Redis at scrape time.
+QUEUE_DEPTH: Final = Metric("darkroom_queue_depth", "gauge", "Jobs waiting in a queue.", ("model", "priority"))
+RUNNING: Final = Metric("darkroom_running_executions", "gauge", "Executions that hold a lease.")
+WORKERS: Final = Metric("darkroom_workers", "gauge", "Live workers that serve a model.", ("model",))
+
+# Measured in the gateway.
+HTTP_REQUESTS: Final = Metric(
+    "darkroom_http_requests_total", "counter", "HTTP requests answered.", ("method", "route", "status")
+)
+HTTP_SECONDS: Final = Metric(
+    "darkroom_http_request_seconds",
+    "histogram",
+    "Time to the headers.",
+    ("method", "route"),
+    "seconds",
+    _SECONDS,
+)
+SSE_CLIENTS: Final = Metric("darkroom_sse_clients", "gauge", "Clients that follow a job's events.")
+
+# Measured in the worker.
+TICKS: Final = Metric("darkroom_engine_ticks_total", "counter", "Forward passes of the denoiser.", ("model", "lane"))
+ROWS_PER_TICK: Final = Metric(
+    "darkroom_engine_rows_per_tick", "histogram", "Occupied rows in one forward pass.", ("model", "lane"), "rows", _ROWS
+)
+TICK_SECONDS: Final = Metric(
+    "darkroom_engine_tick_seconds", "histogram", "Time of one tick.", ("model", "lane"), "seconds", _SECONDS
+)
+STAGE_SECONDS: Final = Metric(
+    "darkroom_stage_seconds", "histogram", "Time of a job's stages: queued, denoise, decode, store.",
+    ("model", "task", "stage"), "seconds", _SECONDS,
+)  # fmt: skip
+
+ALL: Final = (
+    *REDIS_COUNTERS, QUEUE_DEPTH, RUNNING, WORKERS, HTTP_REQUESTS, HTTP_SECONDS, SSE_CLIENTS,
+    TICKS, ROWS_PER_TICK, TICK_SECONDS, STAGE_SECONDS,
+)  # fmt: skip

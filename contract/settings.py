@@ -1,0 +1,72 @@
+"""Every setting, read from the environment (prefix DARKROOM_) by whoever starts a process, and passed on from there."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Durations in seconds, sizes in bytes or pixels. Lists are comma-separated in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, extra="forbid")
+
+    # Where things are
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis or Valkey that holds queues and jobs")
+    store_url: str = Field(
+        default="file:./darkroom-store",
+        description="picture store: file:PATH, memory:, s3://bucket/prefix, gs:// or az://",
+    )
+    host: str = Field(default="127.0.0.1", description="address on which the gateway listens")
+    port: int = Field(default=8000, ge=0, le=65535, description="port on which the gateway listens; 0 takes a free one")
+    public_url: str | None = Field(
+        default=None,
+        description="base of the URLs given to clients, proxy prefix included; default: the request's",
+    )
+
+    # Who may call
+    api_keys: Secrets = Field(default=(), description="accepted API keys, comma-separated; none: the gateway is open")
+    signing_keys: Secrets = Field(
+        default=(),
+        description="keys that sign picture URLs: the first signs, all verify; none: one is kept in Redis",
+    )
+    signed_url_seconds: int = Field(default=3600, ge=1, le=3600, description="life of a signed picture URL")
+    log_prompts: bool = Field(default=False, description="write prompts into the log")
+
+    # Limits on a request
+    max_body_bytes: int = Field(default=20 * 2**20, ge=1024, description="largest request body")
+    max_pixels: int = Field(default=2048 * 2048, ge=64, description="largest width times height of any picture")
+    max_side: int = Field(default=4096, ge=8, le=16384, description="longest side of any picture")
+    max_steps: int = Field(default=150, ge=1, le=1000, description="most denoising steps of a job")
+    max_pictures: int = Field(default=8, ge=1, le=64, description="most pictures of a job (n)")
+    max_prompt_chars: int = Field(default=4000, ge=1, description="longest prompt and negative prompt, in characters")
+    max_wait_seconds: float = Field(default=60.0, gt=0, description="longest Prefer: wait that is honoured")
+
+    # Limits on the queues
+    max_queue_depth: int = Field(default=1000, ge=1, description="jobs that may wait in one queue")
+    max_waiting_per_key: int = Field(default=500, ge=1, description="unfinished jobs of one API key for one model")
+    rate_per_second: float = Field(default=50.0, gt=0, description="sustained submits per second of one API key")
+    rate_burst: int = Field(default=200, ge=1, description="submits of one API key at once")
+    queue_deadline_seconds: float = Field(default=86400.0, gt=0, description="longest wait in a queue")
+    idempotency_seconds: int = Field(default=86400, ge=1, description="how long an Idempotency-Key is remembered")
+
+    # Workers
+    lease_seconds: float = Field(default=6.0, gt=0, description="a job whose worker is silent so long goes back")
+    heartbeat_seconds: float = Field(default=1.5, gt=0, description="how often a worker renews its leases")
+    reap_seconds: float = Field(default=1.0, gt=0, description="how often lapsed leases are looked for")
+    max_abandonments: int = Field(default=5, ge=1, description="a job abandoned more often fails as worker_lost")
+
+    # What is kept, counted from the job's end
+    retention_seconds: int = Field(default=7 * 86400, ge=1, description="life of an ended job, its result and pictures")
+    inputs_retention_seconds: int = Field(default=3600, ge=0, description="life of an ended job's input pictures")
+    events_retention_seconds: int = Field(default=3600, ge=1, description="life of an ended job's events")
+    janitor_seconds: float = Field(default=30.0, gt=0, description="how often expired things are looked for")
+
+    @field_validator("api_keys", "signing_keys", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value

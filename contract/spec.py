@@ -1,0 +1,207 @@
+"""The job as it travels: one frozen, versioned JSON document per direction (request in, result out)."""
+
+import json
+from enum import StrEnum
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from contract.errors import ErrorCode
+
+SPEC_MAJOR: Final = 1
+MAX_SEED: Final = 2**63 - 1
+
+# Names become parts of Redis and store keys, so they hold neither ":" nor "/".
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Pixels = Annotated[int, Field(ge=1, le=16384)]
+
+
+class Document(BaseModel):
+    """Frozen; refuses unknown fields and non-finite numbers; its JSON round trip is exact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class UnsupportedVersionError(ValueError):
+    """A document of another major version: this process is older or newer than the one that wrote it."""
+
+
+class Task(StrEnum):
+    """What a job does with its inputs."""
+
+    TXT2IMG = "txt2img"
+    IMG2IMG = "img2img"
+    INPAINT = "inpaint"
+    UPSCALE = "upscale"
+
+
+REQUIRED_INPUTS: Final[dict[Task, frozenset[str]]] = {
+    Task.TXT2IMG: frozenset(),
+    Task.IMG2IMG: frozenset({"image"}),
+    Task.INPAINT: frozenset({"image", "mask"}),
+    Task.UPSCALE: frozenset({"image"}),
+}
+
+
+class Priority(StrEnum):
+    """Queues are taken in the order of these members."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class OutputFormat(StrEnum):
+    """File format of the finished pictures; the value is also the file extension."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def content_type(self) -> str:
+        return f"image/{self.value}"
+
+
+class JobStatus(StrEnum):
+    """The life of a job: queued, running, then exactly one of the other three."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class LoraUse(Document):
+    """One adapter of the model's, applied with a weight (1 = as trained)."""
+
+    name: Name
+    weight: float = Field(default=1.0, ge=-4.0, le=4.0)
+
+
+class JobSpec(Document):
+    """Everything a worker needs to make the pictures of one job.
+
+    `width` and `height` are those of the finished picture in pixels (for upscale: input size times the factor).
+    Picture i uses seed `(seed + i) mod 2**63`. `inputs` maps "image" and "mask" to store keys of PNG files (the mask
+    is 8-bit grey, white = repaint, of the image's size). `strength` in (0, 1] is the share of the schedule that img2img
+    and inpaint run. `created_at` is Unix time in seconds; `deadline_seconds` counts from there to the end of the job.
+    """
+
+    version: Literal["1"] = "1"
+    id: Name
+    task: Task
+    model: Name
+    prompt: str = ""
+    negative_prompt: str = ""
+    width: Pixels
+    height: Pixels
+    steps: int = Field(ge=1, le=1000)
+    guidance_scale: float = Field(ge=0.0, le=100.0)
+    eta: float = Field(default=0.0, ge=0.0, le=1.0)
+    seed: int = Field(ge=0, le=MAX_SEED)
+    n: int = Field(default=1, ge=1, le=64)
+    sampler: Literal["ddim"] = "ddim"
+    strength: float = Field(default=1.0, gt=0.0, le=1.0)
+    noise_level: int | None = Field(default=None, ge=0, le=999)
+    class_label: int | None = Field(default=None, ge=0)
+    loras: tuple[LoraUse, ...] = ()
+    priority: Priority = Priority.INTERACTIVE
+    deadline_seconds: float | None = Field(default=None, gt=0.0)
+    output_format: OutputFormat = OutputFormat.PNG
+    output_quality: int = Field(default=90, ge=1, le=100)
+    metadata: bool = True
+    inputs: dict[str, str] = Field(default_factory=dict)
+    created_at: float = Field(ge=0.0)
+    api_key_id: Name | None = None
+
+    @model_validator(mode="after")
+    def _inputs_fit_task(self) -> Self:
+        wanted = REQUIRED_INPUTS[self.task]
+        if set(self.inputs) != wanted:
+            expected = " and ".join(sorted(wanted)) or "none"
+            raise ValueError(
+                f"{self.task} takes the inputs: {expected}; got: {', '.join(sorted(self.inputs)) or 'none'}"
+            )
+        return self
+
+    def picture_seed(self, index: int) -> int:
+        """Seed of picture `index`; wraps so that every seed stays in range."""
+        return (self.seed + index) % (MAX_SEED + 1)
+
+    def to_json(self) -> str:
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Raises `UnsupportedVersionError` for another major version, else `pydantic.ValidationError`."""
+        refuse_other_major(text)
+        return cls.model_validate_json(text)
+
+
+def refuse_other_major(text: str | bytes) -> None:
+    """Looks at `version` alone, so that a document from the future gives one clear error instead of many odd ones."""
+    document = json.loads(text)
+    version = document.get("version") if isinstance(document, dict) else None
+    if str(version).split(".")[0] != str(SPEC_MAJOR):
+        raise UnsupportedVersionError(
+            f"job spec version {version!r}: this process reads major version {SPEC_MAJOR}; "
+            "upgrade the workers before the gateways, and drain old queues before removing old workers"
+        )
+
+
+class JobWarning(Document):
+    """Something the caller should know about a job that runs all the same, e.g. code "unknown_words"."""
+
+    code: Literal["prompt_truncated", "unknown_words", "size_adjusted", "ignored_field"]
+    message: str
+
+
+class JobError(Document):
+    """Why a job failed; the gateway renders it as a problem (RFC 9457). `detail` is for the caller: no traceback."""
+
+    code: ErrorCode
+    detail: str
+
+
+class PictureResult(Document):
+    """One stored picture. `key` is its store key, `bytes` its file size, `sha256` the hex digest of the file."""
+
+    index: int = Field(ge=0)
+    seed: int = Field(ge=0, le=MAX_SEED)
+    key: str
+    width: Pixels
+    height: Pixels
+    content_type: str
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Timings(Document):
+    """Seconds spent in each stage; for n pictures, from the first row's start to the last row's end of the stage."""
+
+    queued: float = Field(default=0.0, ge=0.0)
+    denoise: float = Field(default=0.0, ge=0.0)
+    decode: float = Field(default=0.0, ge=0.0)
+    store: float = Field(default=0.0, ge=0.0)
+
+
+class JobResult(Document):
+    """What a worker hands back: keys, seeds and times, never pixels."""
+
+    version: Literal["1"] = "1"
+    pictures: tuple[PictureResult, ...]
+    timings: Timings = Timings()
+    warnings: tuple[JobWarning, ...] = ()
+
+    def to_json(self) -> str:
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        refuse_other_major(text)
+        return cls.model_validate_json(text)
