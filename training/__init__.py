@@ -1,0 +1,1 @@
+"""Training of both stages of latent diffusion, the data that they learn from, and their scores."""
