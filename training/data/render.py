@@ -64,9 +64,9 @@ def _pattern(style: str, phase: float, side: int) -> npt.NDArray[np.float32]:
         return np.repeat(np.clip(0.5 + wave / 2, 0, 1)[None, :], side, axis=0)
     if style == "checkered":
         half = np.clip(np.sin(np.pi * axis) * period / np.pi, -1, 1)
-        return 0.5 + np.outer(half, half) / 2
+        return np.asarray(0.5 + np.outer(half, half) / 2, dtype=np.float32)
     distance = np.hypot(*np.meshgrid((axis % 1) - 0.5, (axis % 1) - 0.5))  # "dotted"
-    return np.clip((0.3 - distance) * period + 0.5, 0, 1).astype(np.float32)
+    return np.asarray(np.clip((0.3 - distance) * period + 0.5, 0, 1), dtype=np.float32)
 
 
 def _longest(item: Item, side: int) -> int:

@@ -69,7 +69,7 @@ _HELD_OUT_SHARE: Final = 0.08
 
 
 def is_held_out(name: str, background: str) -> bool:
-    """Whether the pair never occurs in training data. Stable over runs and machines: a hash decides, not a generator."""
+    """Whether the pair never occurs in training data. A hash decides, so the answer never changes."""
     if name not in EMOJI:
         return False
     digest = hashlib.sha256(f"{name} on {background}".encode()).digest()
