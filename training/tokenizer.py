@@ -4,6 +4,7 @@ Every word of the captions is one token; any other text still encodes, letter by
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -14,13 +15,21 @@ END: Final = "<|endoftext|>"
 END_OF_WORD: Final = "</w>"
 MAX_LENGTH: Final = 24
 
-GRAMMAR_WORDS: Final = ["a", "an", "and", "at", "background", "big", "bottom", "corner", "front", "huge", "in", "large", "left", "little", "next", "of", "on", "picture", "right", "small", "the", "tiny", "to", "top", "with"]
-COMMON_WORDS: Final = ["photo", "drawing", "image", "emoji", "icon", "one", "four", "five", "some", "many", "very", "bright", "dark", "light", "colorful", "cute", "nice", "simple", "shape", "object", "color", "colour", "plain", "solid", "flat", "side", "center", "centre", "middle", "above", "below", "under", "over", "near", "behind", "between", "by", "from", "it", "is", "are", "this", "that", "these", "no", "not", "without", "for", "her", "his", "my", "your", "our", "their", "grey", "brown", "cyan", "magenta", "gold", "silver", "violet", "animal", "food", "fruit", "face", "flower", "plant", "vehicle", "sky", "sea", "night", "day", "sun", "moon", "tree", "dog", "bird", "man", "woman", "person"]
+GRAMMAR_WORDS: Final = """
+a an and at background big bottom corner front huge in large left little next of on picture right small the tiny to top
+with
+"""
+COMMON_WORDS: Final = """
+photo drawing image emoji icon one four five some many very bright dark light colorful cute nice simple shape object
+color colour plain solid flat side center centre middle above below under over near behind between by from it is are
+this that these no not without for her his my your our their grey brown cyan magenta gold silver violet animal food
+fruit face flower plant vehicle sky sea night day sun moon dog bird man woman person
+"""
 
 
 def caption_words() -> list[str]:
     """Every word that a caption of the picture program can hold, sorted."""
-    words = {*GRAMMAR_WORDS, *COLOURS, *OBJECTS, *STYLES, *COUNT_WORDS.values()}
+    words = {*GRAMMAR_WORDS.split(), *COLOURS, *OBJECTS, *STYLES, *COUNT_WORDS.values()}
     words |= {plural(name) for name in OBJECTS}
     words |= {word for position in POSITIONS for word in position.split()}
     return sorted(words)
@@ -30,7 +39,7 @@ def build_tokenizer(out_dir: str | Path) -> None:
     """Writes a folder for `CLIPTokenizer.from_pretrained`. The same call always writes the same bytes."""
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    merges = _merges([*caption_words(), *sorted(set(COMMON_WORDS) - set(caption_words()))])
+    merges = _merges([*caption_words(), *sorted(set(COMMON_WORDS.split()) - set(caption_words()))])
     letters = sorted(_byte_letters())
     tokens = [*letters, *(letter + END_OF_WORD for letter in letters), *("".join(pair) for pair in merges), START, END]
     vocabulary = {token: number for number, token in enumerate(tokens)}
@@ -67,7 +76,7 @@ def _merges(words: list[str]) -> list[tuple[str, str]]:
 def _encode(parts: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
     """Byte-pair encoding (Sennrich et al. 2016): the pair of lowest rank is joined first, until none is left."""
     while True:
-        ranked = [(merges[pair], i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in merges]
+        ranked = [(merges[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in merges]
         if not ranked:
             return parts
         _, i = min(ranked)

@@ -1,6 +1,7 @@
 """Rendering, and datasets on disk."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from training.data import (
 
 
 @pytest.mark.parametrize("name", EMOJI)
-def test_an_emoji_leaves_no_dark_halo(name: str):
+def test_an_emoji_leaves_no_dark_halo(name: str) -> None:
     """On a bright background, pixels just outside the object are never darker than both object and background allow."""
     scene = Scene((Item(name, 0.5, 0.5, 0.7),), "white")
     white, black = (render(Scene(scene.items, colour), 128).astype(int) for colour in ("white", "black"))
@@ -30,7 +31,7 @@ def test_an_emoji_leaves_no_dark_halo(name: str):
     assert (white[barely_covered] > 120).all()
 
 
-def test_pictures_of_any_size_show_the_same_scene():
+def test_pictures_of_any_size_show_the_same_scene() -> None:
     scene = plain_scene("panda", "green", np.random.default_rng(1))
     small, large = render(scene, 128), render(scene, 256)
     assert small.shape == (128, 128, 3)
@@ -39,7 +40,7 @@ def test_pictures_of_any_size_show_the_same_scene():
     assert np.abs(halved - small).mean() < 5  # sprites have whole sizes in pixels
 
 
-def test_the_background_is_its_colour_and_patterns_vary_it():
+def test_the_background_is_its_colour_and_patterns_vary_it() -> None:
     for style in STYLES:
         picture = render(Scene((Item("pig", 0.5, 0.5, 0.3),), "blue", style), 128)
         corner = picture[:24, :24].reshape(-1, 3)
@@ -47,7 +48,7 @@ def test_the_background_is_its_colour_and_patterns_vary_it():
         assert (len(np.unique(corner, axis=0)) == 1) == (style == "plain")
 
 
-def test_the_box_holds_the_object_and_nothing_outside_it_changes():
+def test_the_box_holds_the_object_and_nothing_outside_it_changes() -> None:
     rng = np.random.default_rng(2)
     for name in ("octopus", "banana"):
         scene = plain_scene(name, "yellow", rng)
@@ -62,14 +63,14 @@ def test_the_box_holds_the_object_and_nothing_outside_it_changes():
         assert abs(columns[-1] + 1 - right) <= 1
 
 
-def test_an_object_over_the_edge_is_cut_off():
+def test_an_object_over_the_edge_is_cut_off() -> None:
     scene = Scene((Item("pizza", 0.0, 1.0, 0.5),), "blue")
     assert object_boxes(scene, 128)[0][0] == 0
     assert object_boxes(scene, 128)[0][3] == 128
     assert render(scene, 128).shape == (128, 128, 3)
 
 
-def test_generation_depends_on_seed_and_number_only():
+def test_generation_depends_on_seed_and_number_only() -> None:
     pictures, captions, _ = generate(6, 11, 64)
     tail, tail_captions, _ = generate(2, 11, 64, start=4)
     assert (pictures[4:] == tail).all()
@@ -77,7 +78,7 @@ def test_generation_depends_on_seed_and_number_only():
     assert (generate(6, 12, 64)[0] != pictures).any()
 
 
-def test_a_dataset_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+def test_a_dataset_goes_on_where_it_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.data.dataset.SHARD_SIZE", 8)
     write_dataset(tmp_path, 20, 3, 32)
     whole = PictureDataset(tmp_path)
@@ -97,14 +98,14 @@ def test_a_dataset_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
     assert (tmp_path / "pictures-00000.npy").stat().st_mtime_ns == kept
 
 
-def test_processes_write_the_same_dataset(tmp_path):
+def test_processes_write_the_same_dataset(tmp_path: Path) -> None:
     write_dataset(tmp_path / "one", 10, 4, 32, processes=1)
     write_dataset(tmp_path / "two", 10, 4, 32, processes=2)
     for name in ("pictures-00000.npy", "captions-00000.json", "boxes-00000.npy"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_another_dataset_in_the_folder_is_refused(tmp_path):
+def test_another_dataset_in_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"n": 5}))
     with pytest.raises(ValueError, match="choose another folder"):
         write_dataset(tmp_path, 20, 3, 32)
