@@ -1,0 +1,1 @@
+"""The `darkroom` command. Nothing imports this room but the benchmarks."""

@@ -1,0 +1,72 @@
+"""`darkroom jobs` and `darkroom models`: what a server holds."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cli import options
+from cli.client import DarkroomClient, Job
+from cli.console import friendly_errors, out
+from contract.spec import JobStatus
+
+app = typer.Typer(no_args_is_help=True, help="List, show, cancel and delete the jobs of your API key.")
+models_app = typer.Typer(no_args_is_help=True, help="The models of a server.")
+
+JobId = Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")]
+
+
+@app.command("list")
+def list_jobs(
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(help="Most jobs to show.", min=1, max=100)] = 20,
+    url: options.Url = options.DEFAULT_URL,
+    api_key: options.ApiKey = None,
+) -> None:
+    """The newest jobs first."""
+    with friendly_errors(), DarkroomClient(url, api_key) as client:
+        page = client.jobs(status, limit)
+    table = Table("id", "task", "model", "status", "created", "prompt")
+    for job in (Job.model_validate(entry) for entry in page["data"]):
+        prompt = str(job.request.get("prompt", ""))
+        table.add_row(job.id, job.task.value, job.model, job.status.value, job.created_at, prompt)
+    out.print(table)
+
+
+@app.command()
+def show(job: JobId, url: options.Url = options.DEFAULT_URL, api_key: options.ApiKey = None) -> None:
+    """One job, as the server describes it (JSON)."""
+    with friendly_errors(), DarkroomClient(url, api_key) as client:
+        out.print_json(client.job(job).model_dump_json(exclude_none=True))
+
+
+@app.command()
+def cancel(job: JobId, url: options.Url = options.DEFAULT_URL, api_key: options.ApiKey = None) -> None:
+    """Stop a job that waits or runs."""
+    with friendly_errors(), DarkroomClient(url, api_key) as client:
+        out.print(f"{job}: {client.cancel(job).status.value}", markup=False)
+
+
+@app.command()
+def delete(job: JobId, url: options.Url = options.DEFAULT_URL, api_key: options.ApiKey = None) -> None:
+    """Remove an ended job and its pictures."""
+    with friendly_errors(), DarkroomClient(url, api_key) as client:
+        client.delete(job)
+    out.print(f"{job}: deleted", markup=False)
+
+
+@models_app.command("list")
+def list_models(url: options.Url = options.DEFAULT_URL, api_key: options.ApiKey = None) -> None:
+    """Name, tasks and vocabulary of each model that the server knows."""
+    with friendly_errors(), DarkroomClient(url, api_key) as client:
+        models = client.models()
+    table = Table("model", "tasks", "description", "knows")
+    for model in models:
+        table.add_row(model["id"], ", ".join(model["tasks"]), model.get("description", ""), _vocabulary(model))
+    out.print(table)
+
+
+def _vocabulary(model: dict[str, Any]) -> str:
+    words = model.get("vocabulary") or {}
+    known = [*words.get("objects", ()), *words.get("colours", ())]
+    return ", ".join(known) if known else "anything"

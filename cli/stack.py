@@ -1,0 +1,176 @@
+"""The whole service on this machine: Valkey, a gateway and a worker as child processes, on free loopback ports."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from cli.client import DarkroomClient
+from cli.embedded import start_valkey
+
+STOP_SECONDS = 15.0  # a worker may be in the middle of a forward pass
+LOG_TAIL_BYTES = 4000
+
+
+class StackError(RuntimeError):
+    """A part of the stack did not start, or ended by itself; the text ends with its log."""
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """`folder` gets the queue's file, the pictures and the logs. `port` 0 takes a free one."""
+
+    folder: Path
+    model_dir: Path
+    models: Sequence[str]
+    port: int = 0
+    start_seconds: float = 120.0
+
+
+class Stack:
+    """Use as a context manager: inside, the service is ready; afterwards no process is left, whatever happened."""
+
+    def __init__(self, config: StackConfig) -> None:
+        self.config = config
+        self.url = ""
+        self._parts: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return {name: process.pid for name, process in self._parts.items()}
+
+    def stop(self) -> None:
+        """Worker first, queue last, so that what runs can still be handed back. A second Ctrl-C waits for this."""
+        with _signals_ignored():
+            for name in reversed(self._parts):
+                process = self._parts[name]
+                process.terminate()
+                try:
+                    process.wait(STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+            self._parts.clear()
+
+    def check(self) -> None:
+        """Raises `StackError` if a part has ended."""
+        for name, process in self._parts.items():
+            if process.poll() is not None:
+                raise StackError(f"the {name} ended with status {process.returncode}:\n{self._log_tail(name)}")
+
+    def log_path(self, part: str) -> Path:
+        return self.config.folder / "logs" / f"{part}.log"
+
+    def _start(self) -> None:
+        config = self.config
+        (config.folder / "logs").mkdir(parents=True, exist_ok=True)
+        valkey_port = free_port()
+        self._parts["valkey"] = start_valkey(valkey_port, config.folder / "valkey", self.log_path("valkey"))
+        self._wait("valkey", lambda: _accepts(valkey_port))
+        port = config.port or free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        environment = os.environ | {
+            "DARKROOM_REDIS_URL": f"redis://127.0.0.1:{valkey_port}/0",
+            "DARKROOM_STORE_URL": f"file:{(config.folder / 'store').resolve()}",
+            "DARKROOM_HOST": "127.0.0.1",
+            "DARKROOM_PORT": str(port),
+        }
+        worker = ["worker", "--models", ",".join(config.models), "--model-dir", str(config.model_dir)]
+        self._spawn("gateway", ["gateway"], environment)
+        self._spawn("worker", worker, environment)
+        with DarkroomClient(self.url, os.environ.get("DARKROOM_API_KEY")) as client:
+            self._wait("gateway", client.ready)
+            self._wait("worker", lambda: self._worker_is_ready(client))
+
+    def _spawn(self, name: str, arguments: Sequence[str], environment: dict[str, str]) -> None:
+        """In a session of its own: Ctrl-C in the terminal is for `stop` to pass on, in order."""
+        with self.log_path(name).open("ab") as log:
+            self._parts[name] = subprocess.Popen(
+                [sys.executable, "-m", "cli.main", *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _worker_is_ready(self, client: DarkroomClient) -> bool:
+        served = {model["id"] for model in client.models() if model.get("workers")}
+        return served.issuperset(self.config.models)
+
+    def _wait(self, name: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self.config.start_seconds
+        while not ready():
+            self.check()
+            if time.monotonic() > deadline:
+                seconds = self.config.start_seconds
+                raise StackError(f"the {name} was not ready within {seconds:.0f} s:\n{self._log_tail(name)}")
+            time.sleep(0.05)
+
+    def _log_tail(self, name: str) -> str:
+        return self.log_path(name).read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _accepts(port: int) -> bool:
+    """Whether a Redis server answers PING on the port."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stop_signals_raise() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that children are stopped, not orphaned."""
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
