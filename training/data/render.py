@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.data.scenes import Item, Scene
-from training.data.sprites import sprite
+from training.data.sprites import Sprite, sprite
 from training.data.vocabulary import COLOURS
 
 Picture = npt.NDArray[np.uint8]
@@ -17,7 +17,7 @@ def render(scene: Scene, side: int) -> Picture:
     """The picture, `side` pixels square. Native is 128; any other side shows the same scene."""
     picture = render_background(scene, side)
     for item in scene.items:
-        _composite(picture, item, side)
+        composite(picture, item_sprite(item, side), item.x, item.y)
     return picture
 
 
@@ -25,8 +25,8 @@ def object_boxes(scene: Scene, side: int) -> list[Box]:
     """The box of each item, clipped to the picture."""
     boxes = []
     for item in scene.items:
-        height, width = sprite(item.name, item.colour, _longest(item, side)).shape[:2]
-        left, top = _corner(item, side, height, width)
+        height, width = item_sprite(item, side).shape[:2]
+        left, top = _corner(item.x, item.y, side, height, width)
         boxes.append((max(left, 0), max(top, 0), min(left + width, side), min(top + height, side)))
     return boxes
 
@@ -69,18 +69,19 @@ def _pattern(style: str, phase: float, side: int) -> npt.NDArray[np.float32]:
     return np.asarray(np.clip((0.3 - distance) * period + 0.5, 0, 1), dtype=np.float32)
 
 
-def _longest(item: Item, side: int) -> int:
-    return max(2, round(item.scale * side))
+def _corner(x: float, y: float, side: int, height: int, width: int) -> tuple[int, int]:
+    return round(x * side - width / 2), round(y * side - height / 2)
 
 
-def _corner(item: Item, side: int, height: int, width: int) -> tuple[int, int]:
-    return round(item.x * side - width / 2), round(item.y * side - height / 2)
-
-
-def _composite(picture: Picture, item: Item, side: int) -> None:
-    rgba = sprite(item.name, item.colour, _longest(item, side))
-    left, top = _corner(item, side, *rgba.shape[:2])
+def composite(picture: Picture, rgba: Sprite, x: float, y: float) -> None:
+    """Lays a sprite centred at (x, y), in fractions of the side, onto the picture, in place; cut off at the edges."""
+    side = picture.shape[0]
+    left, top = _corner(x, y, side, *rgba.shape[:2])
     rgba = rgba[max(0, -top) : side - top, max(0, -left) : side - left]
     under = picture[max(top, 0) : max(top, 0) + rgba.shape[0], max(left, 0) : max(left, 0) + rgba.shape[1]]
     passed = under * (255 - rgba[..., 3:].astype(np.uint16))  # 0 to 65025
     under[...] = rgba[..., :3] + ((passed + 127) // 255).astype(np.uint8)
+
+
+def item_sprite(item: Item, side: int) -> Sprite:
+    return sprite(item.name, item.colour, max(2, round(item.scale * side)))

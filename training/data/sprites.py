@@ -28,13 +28,19 @@ _SUPERSAMPLING: Final = 8
 def sprite(name: str, colour: str | None, longest: int) -> Sprite:
     """The object, cropped to what can be seen, its longest side `longest` pixels."""
     if name in EMOJI:
-        return _fit(_emoji(name), longest)
+        return emoji_sprite(EMOJI[name], longest)
     if colour is None:
         raise ValueError(f"the shape {name!r} needs a colour")
     alpha = _shape_alpha(name, longest)
     rgb = np.asarray(COLOURS[colour], dtype=np.uint16)
     premultiplied = (alpha[..., None].astype(np.uint16) * rgb + 127) // 255
     return np.concatenate([premultiplied.astype(np.uint8), alpha[..., None]], axis=2)
+
+
+@lru_cache(maxsize=8192)
+def emoji_sprite(character: str, longest: int) -> Sprite:
+    """Any emoji that the font holds as one glyph."""
+    return _fit(_bitmap(character), longest)
 
 
 @cache
@@ -61,10 +67,10 @@ def find_font() -> Path:
 
 
 @cache
-def _emoji(name: str) -> Sprite:
+def _bitmap(character: str) -> Sprite:
     """The font's bitmap. Alpha and premultiplied colour are solved from one print on black and one on white."""
     font = ImageFont.truetype(str(find_font()), _BITMAP_SIZE)
-    on_black, on_white = (_print(EMOJI[name], font, shade) for shade in (0, 255))
+    on_black, on_white = (_print(character, font, shade) for shade in (0, 255))
     alpha = 255 - (on_white - on_black).max(axis=2)
     rgba = np.concatenate([np.minimum(on_black, alpha[..., None]), alpha[..., None]], axis=2).astype(np.uint8)
     rows, columns = np.flatnonzero((alpha > 8).any(axis=1)), np.flatnonzero((alpha > 8).any(axis=0))
