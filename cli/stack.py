@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from cli.client import DarkroomClient
-from cli.embedded import start_valkey
+from cli.embedded import answers_ping, start_valkey
 
 STOP_SECONDS = 15.0  # a worker may be in the middle of a forward pass
 LOG_TAIL_BYTES = 4000
@@ -87,7 +87,7 @@ class Stack:
         (config.folder / "logs").mkdir(parents=True, exist_ok=True)
         valkey_port = free_port()
         self._parts["valkey"] = start_valkey(valkey_port, config.folder / "valkey", self.log_path("valkey"))
-        self._wait("valkey", lambda: _accepts(valkey_port))
+        self._wait("valkey", lambda: answers_ping(valkey_port))
         port = config.port or free_port()
         self.url = f"http://127.0.0.1:{port}"
         environment = os.environ | {
@@ -138,16 +138,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _accepts(port: int) -> bool:
-    """Whether a Redis server answers PING on the port."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(16).startswith(b"+PONG")
-    except OSError:
-        return False
 
 
 @contextmanager
