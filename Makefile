@@ -47,10 +47,10 @@ serve: $(STAMP) ## the same stack, kept running until Ctrl-C
 	@$(BIN)/darkroom up
 
 score: $(STAMP) ## judge the shipped model on 200 prompts, inpainting and upscaling
-	$(BIN)/darkroom bench score $(ARGS)
+	$(BIN)/python -m benchmarks.score $(ARGS)
 
 bench-latency: $(STAMP) ## seconds per picture, beside diffusers, and from POST to stored picture
-	$(BIN)/darkroom bench latency $(ARGS)
+	$(BIN)/python -m benchmarks.latency $(ARGS)
 
 train: $(STAMP) ## make the shipped model again from nothing (hours); resumes where it stopped
 	$(BIN)/darkroom train all $(ARGS)
