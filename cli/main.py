@@ -9,7 +9,7 @@ app = typer.Typer(
     name="darkroom",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,  # a plain traceback reads better in a log
     help="""Darkroom makes pictures: latent diffusion behind HTTP, on resident workers.
 
     [bold]Try it:[/bold]  darkroom demo
