@@ -28,6 +28,7 @@ STRATA: Final = {"seen pairs": 100, "held-out pairs": 60, "coloured shapes": 40}
 INPAINTINGS: Final = 50
 UPSCALINGS: Final = 100
 UPSCALING: Final = 4
+UPSCALED_SIDE: Final = 256  # pixels, of the pictures that upscaling has to restore from 64
 
 _PROMPT_SEED: Final = 20_240
 _PICTURE_SEED: Final = 1_000_000
@@ -74,22 +75,24 @@ class Inpainting:
     prompt: Prompt
 
 
-def prompts() -> list[Prompt]:
-    """The 200 prompts, always the same: 100 seen pairs, 60 of held-out pairs, 40 coloured shapes."""
+def prompts(per_stratum: int | None = None) -> list[Prompt]:
+    """The 200 prompts, always the same (100 seen pairs, 60 of held-out pairs, 40 coloured shapes), or their first."""
     rng = np.random.default_rng(_PROMPT_SEED)
     seen, held_out = seen_pairs(), held_out_pairs()
     chosen = [seen[i] for i in rng.permutation(len(seen))[: STRATA["seen pairs"]]]
-    drawn = [("seen pairs", name, None, background) for name, background in chosen]
+    drawn: list[tuple[str, str, str | None, str]] = [
+        ("seen pairs", name, None, background) for name, background in chosen
+    ]
     repeats = (held_out[i % len(held_out)] for i in range(STRATA["held-out pairs"]))  # each about 3 times, other seeds
     drawn += [("held-out pairs", name, None, background) for name, background in repeats]
     triples = [(s, c, b) for s in SHAPES for c in COLOURS for b in COLOURS if c != b]
     few = [triples[i] for i in rng.permutation(len(triples))[: STRATA["coloured shapes"]]]
-    return [
+    drawn += [("coloured shapes", *triple) for triple in few]
+    every = [
         Prompt(stratum, _text(name, colour, background), _PICTURE_SEED + number, name, background, colour)
-        for number, (stratum, name, colour, background) in enumerate(
-            [*drawn, *(("coloured shapes", *triple) for triple in few)]
-        )
+        for number, (stratum, name, colour, background) in enumerate(drawn)
     ]
+    return [p for stratum in STRATA for p in [p for p in every if p.stratum == stratum][:per_stratum]]
 
 
 def score_verdicts(asked: Sequence[Prompt], verdicts: Sequence[Verdict]) -> dict[str, dict[str, Proportion]]:

@@ -22,7 +22,7 @@ OBJECT_CLASSES: Final = (*OBJECTS, REJECT)
 COLOUR_CLASSES: Final = (*COLOURS, REJECT)
 INPUT_SIDE: Final = 64
 _WIDTHS: Final = (32, 64, 112)
-_DEFAULT_FOLDER: Final = Path(__file__).parent.parent / "weights" / "judge"
+JUDGE_FOLDER: Final = Path(__file__).parent.parent / "weights" / "judge"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def to_input(pictures: npt.NDArray[np.uint8]) -> Tensor:
     return F.avg_pool2d(x, side // INPUT_SIDE)
 
 
-def load_judge(folder: str | Path = _DEFAULT_FOLDER) -> Judge:
+def load_judge(folder: str | Path = JUDGE_FOLDER) -> Judge:
     """The frozen judge, in fp32. Raises ValueError if it was trained on another vocabulary than today's."""
     folder = Path(folder)
     notes = json.loads((folder / "judge.json").read_text())

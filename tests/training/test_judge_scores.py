@@ -40,6 +40,7 @@ def test_the_prompts_never_change() -> None:
     assert all(is_held_out(p.object, p.background) == (p.stratum == "held-out pairs") for p in asked)
     assert all((p.colour is not None) == (p.stratum == "coloured shapes") for p in asked)
     assert all(p.text.endswith(f"{p.background} background") for p in asked)
+    assert [p.text for p in prompts(2)] == [asked[i].text for i in (0, 1, 100, 101, 160, 161)]
     assert asked[100].text == "a pizza on an orange background"
 
 
