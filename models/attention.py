@@ -1,0 +1,137 @@
+"""Attention over flattened feature maps: softmax(Q K^T / sqrt(d)) V (Rombach et al. 2022, equation after (2))."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.layers import expand_rows
+
+AttendFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""q [N, heads, Lq, d], k and v [N, heads, Lk, d] -> [N, heads, Lq, d]."""
+
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of one text attention, each [N, heads, L, d]."""
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two matrix products and a softmax: on CPUs its backward is far faster than that of the fused kernel."""
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return weights.softmax(dim=-1) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values come from `context_dim` wide tokens (or from x itself)."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int | None = None, *, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attend: AttendFn = fused_attention
+        self.to_q = nn.Linear(dim, dim, bias=bias)
+        self.to_k = nn.Linear(context_dim or dim, dim, bias=bias)
+        self.to_v = nn.Linear(context_dim or dim, dim, bias=bias)
+        # A list, as in the published weights, whose second entry was a dropout.
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, L, C] -> [N, heads, L, d]
+
+    def project(self, context: Tensor) -> KeyValue:
+        """Keys and values of context [N, L, D]."""
+        return self._split(self.to_k(context)), self._split(self.to_v(context))
+
+    def forward(self, x: Tensor, kv: KeyValue | None = None) -> Tensor:
+        """x [N, L, C] attends to `kv`, or to itself."""
+        k, v = self.project(x) if kv is None else kv
+        h = self.attend(self._split(self.to_q(x)), k, v)
+        out: Tensor = self.to_out[0](h.transpose(1, 2).flatten(2))
+        return out
+
+
+class GEGLU(nn.Module):
+    """First half of the projection, gated by the exact GELU of the second (Shazeer 2020)."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        out: Tensor = value * F.gelu(gate)
+        return out
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # Index 1 was a dropout in the published modules; the keys are net.0 and net.2.
+        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net[2](self.net[0](x))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, text attention, feed-forward, each pre-normed and residual."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, heads, context_dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Tensor, kv: KeyValue) -> Tensor:
+        """x [P or kP, L, C], kv of kP rows -> [kP, L, C]: text attention is where rows first differ by text."""
+        x = x + self.attn1(self.norm1(x))
+        x = expand_rows(x, kv[0].shape[0])
+        x = x + self.attn2(self.norm2(x), kv)
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map, with an outer residual (diffusers' `Transformer2DModel`)."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int, *, depth: int, groups: int, linear: bool) -> None:
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
+        self.proj_in = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(dim, heads, context_dim) for _ in range(depth))
+        self.proj_out = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, kvs: Iterator[KeyValue]) -> Tensor:
+        """x [P or kP, C, H, W]; takes one entry of `kvs` per block -> [kP, C, H, W]."""
+        size = x.shape[-2:]
+        h = self.norm(x)
+        if not self.linear:
+            h = self.proj_in(h)
+        h = h.flatten(2).transpose(1, 2)  # [N, HW, C]
+        if self.linear:
+            h = self.proj_in(h)
+        for block in self.transformer_blocks:
+            h = block(h, next(kvs))
+        if self.linear:
+            h = self.proj_out(h)
+        h = h.transpose(1, 2).unflatten(-1, size)
+        if not self.linear:
+            h = self.proj_out(h)
+        out: Tensor = expand_rows(x, h.shape[0]) + h
+        return out
+
+
+def set_attention(module: nn.Module, attend: AttendFn) -> None:
+    """Use `attend` in every attention below `module`."""
+    for child in module.modules():
+        if isinstance(child, Attention):
+            child.attend = attend

@@ -1,0 +1,105 @@
+"""The assembled model: autoencoder, UNet, text encoder and schedule, as one thing to load, save and draw with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from models.autoencoder import Autoencoder
+from models.samplers import ddim_step, guide
+from models.schedule import NoiseSchedule
+from models.tasks import PictureRequest, Task, finish, prepare
+from models.text import TextEncoder
+from models.unet import UNet
+
+
+class LatentDiffusion(nn.Module):
+    """`low_res_schedule` noises the input of an upscaler and marks the model as one."""
+
+    def __init__(
+        self,
+        unet: UNet,
+        autoencoder: Autoencoder,
+        text_encoder: TextEncoder,
+        schedule: NoiseSchedule,
+        low_res_schedule: NoiseSchedule | None = None,
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.autoencoder = autoencoder
+        self.text_encoder = text_encoder
+        self.schedule = schedule
+        self.low_res_schedule = low_res_schedule
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LatentDiffusion:
+        """A diffusers folder, in fp32 on the CPU and in eval mode; see `models.weights_io.folder` for errors."""
+        from models.weights_io.folder import load_folder  # it builds this class
+
+        return load_folder(Path(folder))
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet takes [latents, mask, masked latents]."""
+        return self.low_res_schedule is None and (
+            self.unet.config.in_channels == 2 * self.autoencoder.config.latent_channels + 1
+        )
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        if self.low_res_schedule is not None:
+            return frozenset({"upscale"})
+        return frozenset({"txt2img", "img2img", "inpaint"} if self.inpaints else {"txt2img", "img2img"})
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
+    @torch.no_grad()
+    def encode_picture(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Pixels [1, 3, H, W] in [-1, 1] -> scaled latents [1, z, H/f, W/f] in fp32 on the CPU, sampled from the posterior."""
+        weight = self.autoencoder.quant_conv.weight
+        posterior = self.autoencoder.encode(pixels.to(weight.device, weight.dtype))
+        mean, logvar = posterior.mean.float().cpu(), posterior.logvar.float().cpu()
+        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32)
+        return (mean + torch.exp(0.5 * logvar) * noise) * self.autoencoder.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents [1, z, h, w] -> pixels [1, 3, H, W], about [-1, 1]."""
+        weight = self.autoencoder.quant_conv.weight
+        return self.autoencoder.decode(
+            (latents / self.autoencoder.config.scaling_factor).to(weight.device, weight.dtype)
+        )
+
+    @torch.no_grad()
+    def render(
+        self, request: PictureRequest, on_step: Callable[[int, int], None] = lambda step, steps: None
+    ) -> Image.Image:
+        """One picture, alone: the plain statement of the algorithm, against which the engine is tested.
+
+        `on_step(done, steps)` is called after each step. Raises ValueError as `tasks.prepare` does.
+        """
+        start = prepare(self, request)
+        device, dtype = self.device, self.unet.conv_in.weight.dtype
+        prompts = [request.negative_prompt, request.prompt] if request.guided else [request.prompt]
+        context = torch.cat([self.text_encoder.encode(prompt) for prompt in prompts])
+        kv = self.unet.project_context(context.to(device, dtype))
+        labels = None if start.label is None else torch.tensor([start.label], device=device)
+        scale = torch.tensor([request.guidance_scale], device=device)
+        conditioning = None if start.conditioning is None else start.conditioning.to(device)
+        x = start.latents.to(device)
+        for index, t in enumerate(start.timesteps):
+            inputs = x if conditioning is None else torch.cat([x, conditioning], dim=1)
+            emb = self.unet.embed(torch.tensor([t], device=device), labels)
+            out = self.unet.denoise(inputs.to(dtype), emb, kv).float()
+            if request.guided:
+                out = guide(out, scale)
+            noise = start.step_noise(request.eta).to(device)
+            x = ddim_step(x, out, noise, start.coefficients[index : index + 1].to(device))
+            on_step(index + 1, len(start.timesteps))
+        return finish(self, request, x)

@@ -1,0 +1,89 @@
+"""Building blocks shared by UNet and autoencoder. Attribute names are the diffusers parameter names, so weights load as they are."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def expand_rows(x: Tensor, rows: int) -> Tensor:
+    """Repeat x [P, ...] to [rows, ...] as [all P | all P | ...]; a no-op when it has that many rows already.
+
+    Guided lanes run [unconditional P | conditional P]; what does not depend on the text is computed once on P.
+    """
+    if x.shape[0] == rows:
+        return x
+    return x.repeat(rows // x.shape[0], *([1] * (x.dim() - 1)))
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoids of t [N] as [N, dim], fp32, cosines first (DDPM's position code in the order of guided diffusion)."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[:, None] * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepMLP(nn.Module):
+    """[N, in] -> [N, out]: linear, SiLU, linear."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_dim, out_dim)
+        self.linear_2 = nn.Linear(out_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        return out
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm, SiLU, conv, twice, with the time embedding added between and a 1x1 shortcut where widths differ."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, groups: int, eps: float, time_dim: int | None) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, out_channels) if time_dim is not None else None
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        """x [N, Cin, H, W], emb [N or N/k, E] -> [N, Cout, H, W]."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and emb is not None:
+            shift = expand_rows(self.time_emb_proj(F.silu(emb)), x.shape[0])
+            h = h + shift[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        shortcut: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return shortcut + h
+
+
+class Downsample(nn.Module):
+    """Stride-2 conv; the UNet pads 1 on every side, the autoencoder pads right and bottom only."""
+
+    def __init__(self, channels: int, *, asymmetric: bool) -> None:
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
+        return out
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, or to `size`, then a 3x3 conv."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        x = F.interpolate(x, size=size, mode="nearest") if size else F.interpolate(x, scale_factor=2.0, mode="nearest")
+        out: Tensor = self.conv(x)
+        return out

@@ -1,0 +1,64 @@
+"""Text conditioning tau_theta(y): a CLIP text transformer and its tokenizer (through transformers)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+
+class TextEncoder(nn.Module):
+    """Prompt -> tokens [1, L, D]: last hidden state after the final norm, causal mask only, as in SD 1 and 2."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, transformer: CLIPTextModel) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.transformer = transformer
+
+    @classmethod
+    def create(cls, tokenizer: CLIPTokenizer, config: CLIPTextConfig) -> TextEncoder:
+        return cls(tokenizer, CLIPTextModel(config))
+
+    @classmethod
+    def load(cls, folder: Path) -> TextEncoder:
+        """From `folder`/tokenizer and `folder`/text_encoder of a diffusers folder, without reaching any hub."""
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        transformer = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+        return cls(tokenizer, transformer)
+
+    @property
+    def max_tokens(self) -> int:
+        """Context length L, start and end tokens included."""
+        return int(self.tokenizer.model_max_length)
+
+    def token_ids(self, prompts: list[str]) -> Tensor:
+        """[N, L] ids, padded and truncated to L."""
+        encoded = self.tokenizer(
+            prompts, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
+        )
+        ids: Tensor = encoded.input_ids
+        return ids
+
+    def lost_words(self, prompt: str) -> str:
+        """The end of the prompt that does not fit into L tokens, "" if all of it does."""
+        ids = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        kept = self.max_tokens - 2
+        return str(self.tokenizer.decode(ids[kept:])).strip() if len(ids) > kept else ""
+
+    def split_words(self, prompt: str) -> list[str]:
+        """Words of the prompt that are not one token each; in a small vocabulary these are the unknown ones."""
+        words = dict.fromkeys("".join(c if c.isalnum() else " " for c in prompt.lower()).split())
+        return [w for w in words if len(self.tokenizer(w, add_special_tokens=False).input_ids) > 1]
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Token ids [N, L] -> context [N, L, D]."""
+        hidden: Tensor = self.transformer(input_ids=token_ids).last_hidden_state
+        return hidden
+
+    def encode(self, prompt: str) -> Tensor:
+        """One prompt -> context [1, L, D] on the encoder's device."""
+        return self(self.token_ids([prompt]).to(next(self.parameters()).device))
