@@ -19,7 +19,7 @@ def queue_names(model: str) -> list[str]:
 
 
 def job(job_id: str) -> str:
-    """Hash of what RQ's own job hash has no place for: spec, times, progress, warnings, result, error, stop flag."""
+    """Hash of what RQ's own job hash has no place for: times, execution, stop flag, warnings, result, error."""
     return f"darkroom:job:{job_id}"
 
 
@@ -31,6 +31,11 @@ def events(job_id: str) -> str:
 def preview(job_id: str) -> str:
     """The latest preview picture of a running job; overwritten, expires."""
     return f"darkroom:preview:{job_id}"
+
+
+def progress(job_id: str) -> str:
+    """Latest "step/steps" of a running job; apart from `job`, since transactions watch that one."""
+    return f"darkroom:progress:{job_id}"
 
 
 def idempotency(api_key_id: str | None, idempotency_key: str) -> str:
@@ -63,6 +68,11 @@ def leases() -> str:
     return "darkroom:leases"
 
 
+def inputs_due() -> str:
+    """Sorted set of ended jobs by the time at which their input pictures go."""
+    return "darkroom:inputs-due"
+
+
 def ended() -> str:
     """Sorted set of ended jobs by end time: the janitor's to-do list."""
     return "darkroom:ended"
@@ -91,6 +101,11 @@ def workers() -> str:
 def worker(name: str) -> str:
     """JSON of one worker's latest heartbeat."""
     return f"darkroom:worker:{name}"
+
+
+def signing_key() -> str:
+    """The key that signs picture URLs where the settings name none."""
+    return "darkroom:signing-key"
 
 
 def lock(name: str) -> str:

@@ -19,6 +19,9 @@ class Settings(BaseSettings):
         default="file:./darkroom-store",
         description="picture store: file:PATH, memory:, s3://bucket/prefix, gs:// or az://",
     )
+    store_public_endpoint: str | None = Field(
+        default=None, description="cloud stores: endpoint in the signed URLs, where clients use another than we do"
+    )
     host: str = Field(default="127.0.0.1", description="address on which the gateway listens")
     port: int = Field(default=8000, ge=0, le=65535, description="port on which the gateway listens; 0 takes a free one")
     public_url: str | None = Field(

@@ -13,6 +13,7 @@ MAX_SEED: Final = 2**63 - 1
 
 # Names become parts of Redis and store keys, so they hold neither ":" nor "/".
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+JobId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
 Pixels = Annotated[int, Field(ge=1, le=16384)]
 
 
@@ -93,7 +94,7 @@ class JobSpec(Document):
     """
 
     version: Literal["1"] = "1"
-    id: Name
+    id: JobId
     task: Task
     model: Name
     prompt: str = ""

@@ -1,0 +1,68 @@
+"""The models that exist (persistent) and the workers that live (heartbeats): two different things.
+
+A known model without a live worker still takes jobs, so that workers can be started on demand.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from pydantic import Field
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from broker.connection import text
+from contract import keys
+from contract.card import ModelCard
+from contract.spec import Document, Name
+
+# KEYS: workers, worker; ARGV: name, seconds, document.
+_BEAT: Final = """
+local clock = redis.call('TIME')
+redis.call('ZADD', KEYS[1], string.format('%.3f', clock[1] + clock[2] / 1000000 + tonumber(ARGV[2])), ARGV[1])
+redis.call('SET', KEYS[2], ARGV[3], 'EX', math.ceil(tonumber(ARGV[2])))
+"""
+
+
+class LiveWorker(Document):
+    """One worker's latest heartbeat: models served, rows it can hold, jobs it holds now."""
+
+    name: str
+    models: tuple[Name, ...]
+    slots: int = Field(ge=0)
+    running: int = Field(ge=0)
+
+
+def publish_cards(connection: Redis, cards: Sequence[ModelCard]) -> None:
+    """Adds the models or replaces their cards."""
+    if cards:
+        connection.hset(keys.cards(), mapping={card.name: card.model_dump_json() for card in cards})
+
+
+def beat(
+    connection: Redis, name: str, cards: Sequence[ModelCard], slots: int, running: int, lease_seconds: float
+) -> None:
+    worker = LiveWorker(name=name, models=tuple(card.name for card in cards), slots=slots, running=running)
+    arguments = [name, str(lease_seconds), worker.model_dump_json()]
+    connection.eval(_BEAT, 2, keys.workers(), keys.worker(name), *arguments)
+
+
+def remove_worker(connection: Redis, name: str) -> None:
+    pipeline = connection.pipeline()
+    pipeline.zrem(keys.workers(), name)
+    pipeline.delete(keys.worker(name))
+    pipeline.execute()
+
+
+async def read_cards(connection: AsyncRedis) -> list[ModelCard]:
+    """All known models by name."""
+    cards = await connection.hgetall(keys.cards())
+    return [ModelCard.model_validate_json(cards[name]) for name in sorted(cards, key=text)]
+
+
+async def read_workers(connection: AsyncRedis) -> list[LiveWorker]:
+    """Workers whose last heartbeat is younger than a lease; forgets the others."""
+    seconds, microseconds = await connection.time()
+    await connection.zremrangebyscore(keys.workers(), "-inf", seconds + microseconds / 1e6)
+    names = [text(name) for name in await connection.zrange(keys.workers(), 0, -1)]  # type: ignore[arg-type]
+    documents = await connection.mget([keys.worker(name) for name in names]) if names else []
+    return [LiveWorker.model_validate_json(document) for document in documents if document]

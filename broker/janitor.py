@@ -1,0 +1,98 @@
+"""Retention: what a job leaves behind goes when its time is over. Runs in gateways and workers; one at a time works."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from redis import Redis
+
+from broker import rq_surface
+from broker.connection import redis_time, text
+from broker.store import Store
+from contract import keys
+from contract.settings import Settings
+from contract.spec import JobSpec, JobStatus
+
+_BATCH: Final = 100
+_ORPHAN_SECONDS: Final = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """Jobs removed, jobs whose inputs went, and input pictures that belonged to no job."""
+
+    jobs: int = 0
+    inputs: int = 0
+    orphans: int = 0
+
+
+def delete_job(connection: Redis, store: Store, job_id: str) -> JobStatus | None:
+    """Removes an ended job with its pictures, inputs and events.
+
+    Returns the status that was found: queued and running jobs stay untouched; None: there is no such job. Pictures go
+    first, so that a failing store leaves a job that can be deleted again.
+    """
+    fields = connection.hmget(rq_surface.job_key(job_id), ["status", "origin", "data"])
+    status = rq_surface.STATUS.get(text(fields[0])) if fields[0] else None
+    if status is not None and not status.ended:
+        return status
+    store.delete_folder(keys.outputs_of(job_id))
+    store.delete_folder(keys.inputs_of(job_id))
+    pipeline = connection.pipeline()
+    spec = _spec(fields[2])
+    if spec is not None:
+        pipeline.zrem(keys.jobs_of(spec.api_key_id), job_id)
+    if fields[1]:
+        rq_surface.delete_ended(job_id, text(fields[1]), pipeline)
+    pipeline.delete(keys.job(job_id), keys.events(job_id), keys.preview(job_id), keys.progress(job_id))
+    pipeline.zrem(keys.ended(), job_id)
+    pipeline.zrem(keys.inputs_due(), job_id)
+    pipeline.execute()
+    return status
+
+
+class Janitor:
+    """Call `clean` every `janitor_seconds`; it does nothing while another process has had its turn."""
+
+    def __init__(self, connection: Redis, store: Store, settings: Settings) -> None:
+        self._connection = connection
+        self._store = store
+        self._settings = settings
+
+    def clean(self) -> Cleaned:
+        """Raises what redis raises, and `StoreError`; what was not finished is due again next time."""
+        if not self._turn("janitor", self._settings.janitor_seconds):
+            return Cleaned()
+        now = redis_time(self._connection)
+        inputs = self._due(keys.inputs_due(), now)
+        for job_id in inputs:
+            self._store.delete_folder(keys.inputs_of(job_id))
+            self._connection.zrem(keys.inputs_due(), job_id)
+        jobs = self._due(keys.ended(), now - self._settings.retention_seconds)
+        for job_id in jobs:
+            delete_job(self._connection, self._store, job_id)
+        orphans = self._clean_orphans(now) if self._turn("orphans", _ORPHAN_SECONDS) else 0
+        return Cleaned(len(jobs), len(inputs), orphans)
+
+    def _turn(self, name: str, seconds: float) -> bool:
+        """One process per period; never released, so the period holds across processes."""
+        milliseconds = max(1, int(seconds * 900))  # a little short of the period, or every second turn would be missed
+        return bool(self._connection.set(keys.lock(name), "held", nx=True, px=milliseconds))
+
+    def _due(self, key: str, until: float) -> list[str]:
+        return [text(member) for member in self._connection.zrangebyscore(key, "-inf", until, start=0, num=_BATCH)]  # type: ignore[arg-type]
+
+    def _clean_orphans(self, now: float) -> int:
+        """Inputs that were stored for a job that was then refused, or whose gateway died before it submitted."""
+        found = 0
+        for entry in list(self._store.list("inputs/")):
+            job_id = entry.key.split("/")[1]
+            if entry.modified < now - _ORPHAN_SECONDS and not self._connection.exists(rq_surface.job_key(job_id)):
+                found += self._store.delete_folder(keys.inputs_of(job_id))
+        return found
+
+
+def _spec(data: bytes | str | None) -> JobSpec | None:
+    try:
+        return rq_surface.stored_spec(data) if isinstance(data, bytes) else None
+    except ValueError:
+        return None

@@ -1,0 +1,161 @@
+"""One atomic submit: idempotency, rate limit, caps, enqueue and the queued event in one script, in Redis time."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from broker import rq_surface
+from broker.connection import text
+from broker.events import MAX_EVENTS
+from contract import keys, metrics
+from contract.errors import ErrorCode
+from contract.events import QueuedEvent
+from contract.settings import Settings
+from contract.spec import JobSpec
+
+# A retry of the whole script (redis-py repeats a command whose answer got lost) finds the job and changes nothing.
+_SUBMIT: Final = """
+local queue, rq_job, job, events, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local jobs_of, waiting, rate, deadlines, counters, rq_queues = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local id, body_hash, max_depth, max_waiting = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local per_second, burst, patience, remember = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local event, max_events, counter, queue_member, model = ARGV[9], ARGV[10], ARGV[11], ARGV[12], ARGV[13]
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+
+if redis.call('EXISTS', rq_job) == 1 then return {'accepted', id} end
+if body_hash ~= '' then
+  local known = redis.call('HMGET', idempotency, 'body', 'job')
+  if known[1] then
+    if known[1] == body_hash then return {'repeated', known[2]} end
+    return {'mismatch', known[2]}
+  end
+end
+
+local bucket = redis.call('HMGET', rate, 'tokens', 'at')
+local since = math.max(0, now - (tonumber(bucket[2]) or now))
+local tokens = math.min(burst, (tonumber(bucket[1]) or burst) + since * per_second)
+if tokens < 1 then return {'rate_limited', tostring((1 - tokens) / per_second)} end
+local depth = redis.call('LLEN', queue)
+if depth >= max_depth then return {'queue_full', tostring(depth)} end
+if redis.call('SCARD', waiting) >= max_waiting then return {'key_full', tostring(max_waiting)} end
+
+redis.call('HSET', rate, 'tokens', tostring(tokens - 1), 'at', string.format('%.6f', now))
+redis.call('EXPIRE', rate, math.ceil(burst / per_second) + 1)
+local fields = {}
+for i = 14, #ARGV do fields[#fields + 1] = ARGV[i] end
+redis.call('HSET', rq_job, unpack(fields))
+redis.call('HSET', job, 'created_at', string.format('%.6f', now), 'model', model)
+redis.call('SADD', rq_queues, queue_member)
+redis.call('RPUSH', queue, id)
+redis.call('SADD', waiting, id)
+redis.call('ZADD', jobs_of, string.format('%d', clock[1] * 1000000 + clock[2]), id)
+redis.call('ZADD', deadlines, string.format('%.6f', now + patience), id)
+redis.call('HINCRBY', counters, counter, 1)
+redis.call('XADD', events, 'MAXLEN', max_events, '*', 'event', event)
+if body_hash ~= '' then
+  redis.call('HSET', idempotency, 'body', body_hash, 'job', id)
+  redis.call('EXPIRE', idempotency, remember)
+end
+return {'accepted', id}
+"""
+_QUEUE_FULL_RETRY_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """`job_id` differs from the spec's where the Idempotency-Key had been used: then `created` is False."""
+
+    job_id: str
+    created: bool
+
+
+class SubmitRefusedError(Exception):
+    """Nothing was queued. `code` is queue_full, rate_limited or idempotency_mismatch; `retry_after` in seconds."""
+
+    def __init__(self, code: ErrorCode, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.retry_after = retry_after
+
+
+class Submitter:
+    """Holds the registered script; one per gateway process."""
+
+    def __init__(self, connection: AsyncRedis, settings: Settings) -> None:
+        self._script = connection.register_script(_SUBMIT)
+        self._settings = settings
+        self._rq_connection = Redis()  # RQ wants one to build a job; it never connects
+
+    async def submit(
+        self, spec: JobSpec, idempotency_key: str | None = None, body_hash: str | None = None
+    ) -> Submitted:
+        """Queues `spec` or raises `SubmitRefusedError`.
+
+        `body_hash` identifies the request's body, taken before a seed is drawn; required with an `idempotency_key`.
+        """
+        if (idempotency_key is None) != (body_hash is None):
+            raise ValueError("idempotency_key and body_hash go together: give both or neither")
+        answer, value = await self._script(
+            keys=self._keys(spec, idempotency_key), args=self._arguments(spec, body_hash)
+        )
+        return self._outcome(spec, text(answer), text(value))
+
+    def _keys(self, spec: JobSpec, idempotency_key: str | None) -> list[str]:
+        return [
+            rq_surface.queue_key(keys.queue_name(spec.model, spec.priority)),
+            rq_surface.job_key(spec.id),
+            keys.job(spec.id),
+            keys.events(spec.id),
+            keys.idempotency(spec.api_key_id, idempotency_key or ""),
+            keys.jobs_of(spec.api_key_id),
+            keys.waiting(spec.api_key_id, spec.model),
+            keys.rate(spec.api_key_id),
+            keys.deadlines(),
+            keys.counters(),
+            rq_surface.QUEUES_KEY,
+        ]
+
+    def _arguments(self, spec: JobSpec, body_hash: str | None) -> list[str | bytes | int | float]:
+        settings = self._settings
+        queue = keys.queue_name(spec.model, spec.priority)
+        fields = rq_surface.job_fields(spec, queue, self._rq_connection)
+        return [
+            spec.id,
+            body_hash or "",
+            settings.max_queue_depth,
+            settings.max_waiting_per_key,
+            settings.rate_per_second,
+            settings.rate_burst,
+            min(settings.queue_deadline_seconds, spec.deadline_seconds or settings.queue_deadline_seconds),
+            settings.idempotency_seconds,
+            QueuedEvent().model_dump_json(),
+            MAX_EVENTS,
+            keys.counter(metrics.JOBS_SUBMITTED.name, spec.model, spec.task, spec.priority),
+            rq_surface.queue_key(queue),
+            spec.model,
+            *(part for pair in fields.items() for part in pair),
+        ]
+
+    def _outcome(self, spec: JobSpec, answer: str, value: str) -> Submitted:
+        if answer in ("accepted", "repeated"):
+            return Submitted(value, created=answer == "accepted")
+        if answer == "mismatch":
+            raise SubmitRefusedError(
+                ErrorCode.IDEMPOTENCY_MISMATCH,
+                f"this Idempotency-Key made job {value} from another body; repeat that body or use a new key",
+            )
+        if answer == "rate_limited":
+            raise SubmitRefusedError(
+                ErrorCode.RATE_LIMITED,
+                f"more than {self._settings.rate_per_second:g} requests per second; wait and repeat the request",
+                float(value),
+            )
+        whose = "your unfinished jobs" if answer == "key_full" else "the waiting jobs"
+        raise SubmitRefusedError(
+            ErrorCode.QUEUE_FULL,
+            f"{whose} for {spec.model} have reached the limit of {value}; wait for some to end and repeat the request",
+            _QUEUE_FULL_RETRY_SECONDS,
+        )

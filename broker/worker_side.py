@@ -1,0 +1,185 @@
+"""The worker's view of the broker: synchronous, thread-safe, one object per worker process.
+
+    broker = WorkerBroker(settings, cards, slots=8)
+    broker.register()
+    for job in broker.take(free_slots): ...          # at a step boundary
+    lost = broker.heartbeat(held)                     # from a thread, every settings.heartbeat_seconds
+    stops = broker.stops(held)                        # before a step, a few times a second
+    broker.progress(job, step, steps); broker.preview(job, 0, step, jpeg, "image/jpeg")
+    broker.succeed(job, result) / broker.fail(job, error) / broker.end_stopped(job, stop) / broker.hand_back(job)
+    broker.close()
+
+Every method may raise `connection.REDIS_UNAVAILABLE`; the four endings return False when the job had been given to
+another worker: then the caller forgets it.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final
+from uuid import uuid4
+
+from broker import catalogue
+from broker.connection import connect, text
+from broker.events import Publisher
+from broker.finish import Finisher, Outcome
+from broker.reap import Sweeper, Swept
+from broker.rq_surface import WorkerRegistration
+from broker.stops import Stop
+from broker.take import TakenJob, Taker
+from contract import keys
+from contract.card import ModelCard
+from contract.errors import ErrorCode
+from contract.events import CancelledEvent, FailedEvent, PreviewEvent, ProgressEvent, SucceededEvent
+from contract.settings import Settings
+from contract.spec import JobError, JobResult, JobWarning, Priority
+
+# KEYS: leases; ARGV: seconds, members. Only leases that are still held are renewed; returns the lost ones.
+_RENEW: Final = """
+local clock = redis.call('TIME')
+local lease = string.format('%.6f', clock[1] + clock[2] / 1000000 + tonumber(ARGV[1]))
+local lost = {}
+for i = 2, #ARGV do
+  if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
+    redis.call('ZADD', KEYS[1], 'XX', lease, ARGV[i])
+  else
+    lost[#lost + 1] = ARGV[i]
+  end
+end
+return lost
+"""
+_PROGRESS_SECONDS: Final = 0.1
+_RQ_TTL_SECONDS: Final = 60
+
+
+class WorkerBroker:
+    """Takes jobs of the given models and reports on them. `slots` (pictures at once) only informs the catalogue."""
+
+    def __init__(self, settings: Settings, cards: Sequence[ModelCard], slots: int, name: str | None = None) -> None:
+        # RQ refuses to reuse the name of a worker that was killed.
+        self.name = name or f"{socket.gethostname().replace('.', '-')}-{os.getpid()}-{uuid4().hex[:8]}"
+        self._settings = settings
+        self._cards = tuple(cards)
+        self._slots = slots
+        self._redis = connect(settings.redis_url)
+        queues = [keys.queue_name(card.name, priority) for priority in Priority for card in cards]
+        self._rq_redis = connect(settings.redis_url)
+        self._registration_queues = queues
+        self._registration: WorkerRegistration | None = None
+        self._taker = Taker(self._redis, self.name, queues, settings.lease_seconds)
+        self._finisher = Finisher(self._redis, settings)
+        self._publisher = Publisher(self._redis)
+        self._sweeper = Sweeper(self._redis, settings)
+        self._renew = self._redis.register_script(_RENEW)
+        self._reported: dict[str, float] = {}
+
+    def register(self) -> None:
+        """Publishes the model cards and shows the worker to gateways and `rq info`. Call when ready to work."""
+        catalogue.publish_cards(self._redis, self._cards)
+        self._registration = WorkerRegistration(self.name, self._registration_queues, self._rq_redis, _RQ_TTL_SECONDS)
+        self._registration.birth()
+        self._beat(0)
+
+    def close(self) -> None:
+        """Takes the worker off the lists. Held jobs are not touched: end them or hand them back first."""
+        if self._registration is not None:
+            self._registration.death()
+            catalogue.remove_worker(self._redis, self.name)
+        self._rq_redis.close()
+        self._redis.close()
+
+    def take(self, slots: int) -> list[TakenJob]:
+        """Up to `slots` jobs, interactive before batch; empty when none waits. Never blocks.
+
+        One job may hold several pictures (`spec.n`). A job whose spec is unreadable fails here.
+        """
+        jobs = []
+        for taken in self._taker.take(slots) if slots > 0 else ():
+            if isinstance(taken, TakenJob):
+                jobs.append(taken)
+            else:
+                detail = f"this worker cannot read the job: {taken.reason}"
+                error = JobError(code=ErrorCode.SPEC_UNSUPPORTED, detail=detail)
+                self._finisher.end(taken.job_id, taken.execution_id, FailedEvent(error=error))
+        return jobs
+
+    def heartbeat(self, held: Iterable[TakenJob]) -> set[str]:
+        """Renews the leases of `held` and the worker's own entry; returns the ids of jobs that have been lost.
+
+        Drop a lost job at the next step: another worker has it or will. Call every `heartbeat_seconds`, also when idle.
+        """
+        members = {f"{job.job_id}:{job.execution_id}": job.job_id for job in held}
+        lost = self._renew(keys=[keys.leases()], args=[self._settings.lease_seconds, *members]) if members else []
+        self._beat(len(members))
+        for member in lost:
+            self._reported.pop(text(member).partition(":")[2], None)
+        return {members[text(member)] for member in lost}
+
+    def stops(self, held: Iterable[TakenJob]) -> dict[str, Stop]:
+        """Which of `held` should be ended at the next step, by job id, and why; see `end_stopped`."""
+        jobs = list(held)
+        if not jobs:
+            return {}
+        pipeline = self._redis.pipeline(transaction=False)
+        for job in jobs:
+            pipeline.hget(keys.job(job.job_id), "stop")
+        answers = pipeline.execute()
+        return {job.job_id: Stop(text(stop)) for job, stop in zip(jobs, answers, strict=True) if stop}
+
+    def progress(self, job: TakenJob, step: int, steps: int) -> None:
+        """Publishes that `step` of `steps` are done; at most every 100 ms per job, the last step always."""
+        now = time.monotonic()
+        if step < steps and now - self._reported.get(job.execution_id, 0.0) < _PROGRESS_SECONDS:
+            return
+        self._reported[job.execution_id] = now
+        event = ProgressEvent(step=step, steps=steps)
+        self._publisher.publish(job.job_id, job.execution_id, event, progress=f"{step}/{steps}")
+
+    def preview(self, job: TakenJob, index: int, step: int, data: bytes, content_type: str) -> None:
+        """Replaces the job's latest preview (a small encoded picture) and says so in the stream."""
+        event = PreviewEvent(index=index, step=step, content_type=content_type)
+        self._publisher.publish(job.job_id, job.execution_id, event, preview=data)
+
+    def warn(self, job: TakenJob, warnings: Sequence[JobWarning]) -> None:
+        """Makes warnings visible while the job runs; put them into its result as well."""
+        self._redis.hset(keys.job(job.job_id), "warnings", json.dumps([warning.model_dump() for warning in warnings]))
+
+    def succeed(self, job: TakenJob, result: JobResult) -> bool:
+        """Ends the job with its pictures, which are in the store already. False: fenced off, nothing was written."""
+        return self._end(job, SucceededEvent(result=result))
+
+    def fail(self, job: TakenJob, error: JobError) -> bool:
+        """Ends the job for good. False: fenced off."""
+        return self._end(job, FailedEvent(error=error))
+
+    def end_stopped(self, job: TakenJob, stop: Stop) -> bool:
+        """Ends a job that `stops` named: as cancelled, or as failed with deadline_exceeded. False: fenced off."""
+        if stop is Stop.CANCELLED:
+            return self._end(job, CancelledEvent())
+        detail = f"the job did not finish within its deadline of {job.spec.deadline_seconds:g} s"
+        return self.fail(job, JobError(code=ErrorCode.DEADLINE_EXCEEDED, detail=detail))
+
+    def hand_back(self, job: TakenJob) -> bool:
+        """Puts an unfinished job back at the head of its queue, e.g. on SIGTERM. False: fenced off."""
+        self._reported.pop(job.execution_id, None)
+        return self._finisher.requeue(job.job_id, job.execution_id, "handed_back")
+
+    def sweep(self) -> Swept:
+        """Puts other workers' abandoned jobs back and fails expired ones. Call every `reap_seconds`."""
+        return self._sweeper.sweep()
+
+    def _end(self, job: TakenJob, outcome: Outcome) -> bool:
+        self._reported.pop(job.execution_id, None)
+        ended = self._finisher.end(job.job_id, job.execution_id, outcome)
+        if not ended:
+            self._finisher.count_fenced(job.spec.model)
+        elif self._registration is not None and not isinstance(outcome, CancelledEvent):
+            self._registration.count(succeeded=isinstance(outcome, SucceededEvent))
+        return ended
+
+    def _beat(self, running: int) -> None:
+        catalogue.beat(self._redis, self.name, self._cards, self._slots, running, self._settings.lease_seconds)
+        if self._registration is not None:
+            self._registration.beat(busy=running > 0)
