@@ -22,7 +22,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Two matrix products and a softmax: on CPUs its backward is far faster than that of the fused kernel."""
-    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    weights: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return weights.softmax(dim=-1) @ v
 
 
@@ -40,7 +40,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [N, L, C] -> [N, heads, L, d]
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)  # [N, L, C] -> [N, heads, L, d]
 
     def project(self, context: Tensor) -> KeyValue:
         """Keys and values of context [N, L, D]."""

@@ -47,8 +47,7 @@ class PixelAttention(Attention):
 
     def forward(self, x: Tensor, kv: object = None) -> Tensor:
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # [N, HW, C]
-        h = super().forward(tokens).transpose(1, 2).unflatten(-1, x.shape[-2:])
-        return x + h
+        return x + super().forward(tokens).transpose(1, 2).reshape(x.shape)
 
 
 class MidBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Structures as frozen dataclasses; field names are those of the diffusers `config.json` files, which they read and write.
+"""Structures as frozen dataclasses with the field names of the diffusers `config.json` files that they read and write.
 
 A UNet or autoencoder is described by its JSON alone. A field that this code does not implement must have the value that
 leaves it off, otherwise reading fails with `UnsupportedStructure`: a model is never loaded half-understood.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 
 class UnsupportedStructure(ValueError):
@@ -16,7 +16,7 @@ class UnsupportedStructure(ValueError):
 
 
 def _known_fields(cls: type[Any], data: Mapping[str, Any], off: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """Pick the dataclass fields out of `data`; every other key must be private or stand in `off` with an allowed value."""
+    """The dataclass fields in `data`; every other key must be private or stand in `off` with an allowed value."""
     names = {field.name for field in dataclasses.fields(cls)}
     for key, value in data.items():
         if key in names or key.startswith("_"):
@@ -53,7 +53,7 @@ class UNetConfig:
     norm_eps: float = 1e-5
     num_class_embeds: int | None = None
 
-    _OFF = {
+    _OFF: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "act_fn": ("silu",),
         "center_input_sample": (False,),
         "downsample_padding": (1,),
@@ -146,7 +146,7 @@ class AutoencoderConfig:
     scaling_factor: float = 0.18215
     mid_block_add_attention: bool = True
 
-    _OFF = {
+    _OFF: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "act_fn": ("silu",),
         "force_upcast": (True, False),
         "latents_mean": (None,),
@@ -164,7 +164,7 @@ class AutoencoderConfig:
     @property
     def downsampling_factor(self) -> int:
         """f = H / h of the paper."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return 1 << (len(self.block_out_channels) - 1)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -200,7 +200,7 @@ class ScheduleConfig:
     set_alpha_to_one: bool = False
 
     # diffusers' latent pipelines never clip latents, whatever the file says (its DDIMScheduler default is True).
-    _OFF = {
+    _OFF: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "clip_sample": (False, True),
         "clip_sample_range": (1.0, 1),
         "dynamic_thresholding_ratio": (0.995,),

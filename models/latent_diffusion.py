@@ -9,12 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models.autoencoder import Autoencoder
+from models.autoencoder import Autoencoder, Posterior
 from models.samplers import ddim_step, guide
 from models.schedule import NoiseSchedule
 from models.tasks import PictureRequest, Task, finish, prepare
 from models.text import TextEncoder
 from models.unet import UNet
+from models.weights_io.folder import load_parts
+
+OnStep = Callable[[int, int], None]
 
 
 class LatentDiffusion(nn.Module):
@@ -37,10 +40,8 @@ class LatentDiffusion(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> LatentDiffusion:
-        """A diffusers folder, in fp32 on the CPU and in eval mode; see `models.weights_io.folder` for errors."""
-        from models.weights_io.folder import load_folder  # it builds this class
-
-        return load_folder(Path(folder))
+        """A diffusers folder, in fp32 on the CPU, in eval mode and frozen; raises as `load_parts` does."""
+        return cls(*load_parts(Path(folder))).eval().requires_grad_(False)
 
     @property
     def inpaints(self) -> bool:
@@ -61,12 +62,15 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def encode_picture(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Pixels [1, 3, H, W] in [-1, 1] -> scaled latents [1, z, H/f, W/f] in fp32 on the CPU, sampled from the posterior."""
+        """Pixels [1, 3, H, W] in [-1, 1] -> scaled latents [1, z, H/f, W/f], a sample of the posterior.
+
+        In fp32 on the CPU, where the generator is.
+        """
         weight = self.autoencoder.quant_conv.weight
         posterior = self.autoencoder.encode(pixels.to(weight.device, weight.dtype))
-        mean, logvar = posterior.mean.float().cpu(), posterior.logvar.float().cpu()
-        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32)
-        return (mean + torch.exp(0.5 * logvar) * noise) * self.autoencoder.config.scaling_factor
+        posterior = Posterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu())
+        noise = torch.randn(posterior.mean.shape, generator=generator, dtype=torch.float32)
+        return posterior.sample(noise) * self.autoencoder.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -76,11 +80,13 @@ class LatentDiffusion(nn.Module):
             (latents / self.autoencoder.config.scaling_factor).to(weight.device, weight.dtype)
         )
 
+    def render(self, request: PictureRequest, on_step: OnStep | None = None) -> Image.Image:
+        """One picture, alone: the plain statement of the algorithm, against which the engine is tested."""
+        return finish(self, request, self.render_latents(request, on_step))
+
     @torch.no_grad()
-    def render(
-        self, request: PictureRequest, on_step: Callable[[int, int], None] = lambda step, steps: None
-    ) -> Image.Image:
-        """One picture, alone: the plain statement of the algorithm, against which the engine is tested.
+    def render_latents(self, request: PictureRequest, on_step: OnStep | None = None) -> Tensor:
+        """The picture's denoised (scaled) latents [1, z, h, w].
 
         `on_step(done, steps)` is called after each step. Raises ValueError as `tasks.prepare` does.
         """
@@ -101,5 +107,6 @@ class LatentDiffusion(nn.Module):
                 out = guide(out, scale)
             noise = start.step_noise(request.eta).to(device)
             x = ddim_step(x, out, noise, start.coefficients[index : index + 1].to(device))
-            on_step(index + 1, len(start.timesteps))
-        return finish(self, request, x)
+            if on_step is not None:
+                on_step(index + 1, len(start.timesteps))
+        return x

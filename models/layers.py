@@ -1,4 +1,4 @@
-"""Building blocks shared by UNet and autoencoder. Attribute names are the diffusers parameter names, so weights load as they are."""
+"""Building blocks shared by UNet and autoencoder; named as the diffusers parameters, so weights load as they are."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """x [N, Cin, H, W], emb [N or N/k, E] -> [N, Cout, H, W]."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h: Tensor = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None and emb is not None:
             shift = expand_rows(self.time_emb_proj(F.silu(emb)), x.shape[0])
             h = h + shift[:, :, None, None]

@@ -1,6 +1,6 @@
 """DDIM as a pure function of (x, model output, noise, coefficients); rows with different settings share one call.
 
-Symbols (Song et al. 2021, DDIM): abar_t = `alphas_cumprod[t]` (the paper's alpha_t), abar_p that of the previous timestep,
+Symbols (Song et al. 2021, DDIM): abar_t = `alphas_cumprod[t]` (the paper's alpha_t), abar_p that of the previous step,
 sigma_t = eta sqrt((1-abar_p)/(1-abar_t)) sqrt(1-abar_t/abar_p) (eq. 16), x_0 the predicted clean latents,
     x_p = sqrt(abar_p) x_0 + sqrt(1-abar_p-sigma^2) epsilon + sigma noise   (eq. 12).
 x_0 and epsilon are linear in x and the model's output, for epsilon- and v-prediction alike, so that a step is

@@ -1,4 +1,4 @@
-"""Noise schedule q(z_t|z_0) = N(sqrt(abar_t) z_0, (1-abar_t) I) (DDPM, eq. 4) and the timesteps that a sampler visits."""
+"""Noise schedule q(z_t|z_0) = N(sqrt(abar_t) z_0, (1-abar_t) I) (DDPM, eq. 4) and the timesteps a sampler visits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class NoiseSchedule:
             raise ValueError(f"steps={steps}: expected 1 to {total}")
         if self.config.timestep_spacing == "leading":
             ratio = total // steps
-            chosen = (np.arange(steps) * ratio).round()[::-1] + self.config.steps_offset
+            chosen = np.arange(steps, dtype=np.float64)[::-1] * ratio + self.config.steps_offset
         elif self.config.timestep_spacing == "trailing":
             chosen = np.round(np.arange(total, 0, -total / steps))[:steps] - 1
         else:

@@ -1,6 +1,6 @@
 """What each task feeds the UNet: initial latents, concatenated conditioning, timesteps; and what is made of the result.
 
-Noise comes from one CPU generator per picture, in the draw order of the diffusers pipelines, so seeds agree with theirs:
+Noise comes from one CPU generator per picture, in the draw order of the diffusers pipelines, so seeds agree:
 txt2img: latents, steps; img2img: posterior, noise, steps; 9-channel inpainting at strength 1: noise, masked posterior,
 steps, below 1: posterior, noise, masked posterior, steps; upscale: low-resolution noise, latents, steps.
 """
@@ -26,7 +26,7 @@ Task = Literal["txt2img", "img2img", "inpaint", "upscale"]
 
 @dataclasses.dataclass(frozen=True)
 class PictureRequest:
-    """One picture to be made. Sides in pixels; `width` and `height` are those of the result (for upscale: 4x the image).
+    """One picture to be made. Sides in pixels; `width` and `height` are the result's (for upscale: 4x the image).
 
     `image` is RGB; `mask` is grey, of the image's size, white = repaint. `strength` in (0, 1] is the share of the
     steps that img2img and inpaint run. `noise_level` is the timestep to which upscale noises its input.
@@ -151,13 +151,13 @@ def _prepare_upscale(
     model: LatentDiffusion, request: PictureRequest, shape: torch.Size, generator: torch.Generator
 ) -> Start:
     """Low-resolution picture, noised to `noise_level`, concatenated to latents of the same size."""
-    assert model.low_res_schedule is not None and request.image is not None
-    if (request.width, request.height) != (4 * request.image.width, 4 * request.image.height):
+    image = _need(request.image, "upscale needs an image")
+    if (request.width, request.height) != (4 * image.width, 4 * image.height):
         raise ValueError(
-            f"upscale makes {4 * request.image.width}x{4 * request.image.height} of this image, "
-            f"not {request.width}x{request.height}"
+            f"upscale makes {4 * image.width}x{4 * image.height} of this image, not {request.width}x{request.height}"
         )
-    low_res = to_pixels(request.image)
+    assert model.low_res_schedule is not None  # what made it serve the task
+    low_res = to_pixels(image)
     noise = torch.randn(low_res.shape, generator=generator, dtype=torch.float32)
     low_res = model.low_res_schedule.add_noise(low_res, noise, torch.tensor([request.noise_level]))
     latents = torch.randn(shape, generator=generator, dtype=torch.float32)
@@ -184,7 +184,7 @@ def finish(model: LatentDiffusion, request: PictureRequest, latents: Tensor) -> 
 
 
 def _match_low_frequencies(pixels: Tensor, low_res: Tensor) -> Tensor:
-    """Add the enlarged difference between the input and the shrunk result (one step of back-projection, Irani & Peleg 1991)."""
+    """Add the enlarged difference between the input and the shrunk result (a back-projection, Irani & Peleg 1991)."""
     pixels = pixels.float().cpu()
     size = low_res.shape[-2:]
     shrunk = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)

@@ -8,6 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from models.weights_io.tensors import WeightsError, assign, read_json, read_tensors, write_json, write_tensors
+
+WEIGHTS = "model.safetensors"
+PREFIX = "text_model."
+"""Published files have it before every key; the modules of transformers 5 have lost it."""
+
 
 class TextEncoder(nn.Module):
     """Prompt -> tokens [1, L, D]: last hidden state after the final norm, causal mask only, as in SD 1 and 2."""
@@ -23,12 +29,28 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> TextEncoder:
-        """From `folder`/tokenizer and `folder`/text_encoder of a diffusers folder, without reaching any hub."""
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        transformer = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-        return cls(tokenizer, transformer)
+        """From `folder`/tokenizer and `folder`/text_encoder of a diffusers folder; reaches no hub.
+
+        Raises WeightsError. (transformers' own loader only warns of a missing key and goes on with random weights.)
+        """
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"{folder / 'tokenizer'}: no CLIP tokenizer can be read from it: {error}") from error
+        encoder = cls.create(tokenizer, CLIPTextConfig.from_dict(read_json(folder / "text_encoder" / "config.json")))
+        path = folder / "text_encoder" / WEIGHTS
+        weights = {key.removeprefix(PREFIX): tensor for key, tensor in read_tensors(path).items()}
+        weights.pop("embeddings.position_ids", None)  # 0, 1, 2, ...; older files store them
+        assign(encoder.transformer, weights, path)
+        return encoder
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """To `folder`/tokenizer and `folder`/text_encoder, as `load`, diffusers and transformers (4 and 5) read it."""
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        config = {"architectures": ["CLIPTextModel"], **self.transformer.config.to_diff_dict()}
+        write_json(folder / "text_encoder" / "config.json", config)
+        weights = {PREFIX + key: tensor for key, tensor in self.transformer.state_dict().items()}
+        write_tensors(folder / "text_encoder" / WEIGHTS, weights, dtype)
 
     @property
     def max_tokens(self) -> int:
@@ -61,4 +83,5 @@ class TextEncoder(nn.Module):
 
     def encode(self, prompt: str) -> Tensor:
         """One prompt -> context [1, L, D] on the encoder's device."""
-        return self(self.token_ids([prompt]).to(next(self.parameters()).device))
+        context: Tensor = self(self.token_ids([prompt]).to(next(self.parameters()).device))
+        return context

@@ -1,7 +1,7 @@
 """The denoising UNet epsilon_theta(z_t, t, tau(y)) of LDM with cross-attention (Rombach et al. 2022, section 3.3).
 
 One interface serves training, `render` and the engine:
-`embed` (depends on t alone), `project_context` (on the text alone), `denoise` (the rest), `forward` = the three composed.
+`embed` (depends on t alone), `project_context` (on the text alone), `denoise` (the rest); `forward` composes the three.
 """
 
 from __future__ import annotations

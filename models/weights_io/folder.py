@@ -2,59 +2,52 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from models.autoencoder import Autoencoder
 from models.config import AutoencoderConfig, ScheduleConfig, UNetConfig
-from models.latent_diffusion import LatentDiffusion
 from models.schedule import NoiseSchedule
 from models.text import TextEncoder
 from models.unet import UNet
+from models.weights_io.tensors import assign, read_json, read_tensors, write_json, write_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from models.latent_diffusion import LatentDiffusion
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class WeightsError(ValueError):
-    """A folder or file that does not hold the model it should; the message lists what is wrong with it."""
+class Parts(NamedTuple):
+    """What `LatentDiffusion` is assembled from, in the order of its arguments."""
+
+    unet: UNet
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+    schedule: NoiseSchedule
+    low_res_schedule: NoiseSchedule | None
 
 
-def load_folder(folder: Path) -> LatentDiffusion:
-    """Raises WeightsError for a folder that is no model, a missing or broken file, missing, unexpected or misshapen
-    keys; UnsupportedStructure for a structure that `models` does not implement."""
+def load_parts(folder: Path) -> Parts:
+    """The parts in fp32 on the CPU.
+
+    Raises WeightsError for a folder that is no model, a missing or broken file, missing, unexpected or misshapen keys;
+    UnsupportedStructure for a structure that `models` does not implement.
+    """
     read_json(folder / "model_index.json")
-    unet = _load_part(folder / "unet", lambda config: UNet(UNetConfig.from_dict(config)))
-    autoencoder = _load_part(folder / "vae", lambda config: Autoencoder(AutoencoderConfig.from_dict(config)))
-    schedule = _load_schedule(folder / "scheduler")
     low_res = folder / "low_res_scheduler"
-    low_res_schedule = _load_schedule(low_res) if low_res.is_dir() else None
-    try:
-        text_encoder = TextEncoder.load(folder)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{folder}: text encoder or tokenizer cannot be read: {error}") from error
-    return LatentDiffusion(unet, autoencoder, text_encoder, schedule, low_res_schedule).eval().requires_grad_(False)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path} is missing: a diffusers model folder has it") from error
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise WeightsError(f"{path} holds a {type(data).__name__}, expected an object")
-    return data
+    return Parts(
+        unet=_load_part(folder / "unet", lambda config: UNet(UNetConfig.from_dict(config))),
+        autoencoder=_load_part(folder / "vae", lambda config: Autoencoder(AutoencoderConfig.from_dict(config))),
+        text_encoder=TextEncoder.load(folder),
+        schedule=_load_schedule(folder / "scheduler"),
+        low_res_schedule=_load_schedule(low_res) if low_res.is_dir() else None,
+    )
 
 
 def _load_schedule(folder: Path) -> NoiseSchedule:
@@ -66,36 +59,29 @@ def _load_part(folder: Path, build: Callable[[dict[str, Any]], Module]) -> Modul
     config = read_json(folder / "config.json")
     with torch.device("meta"):
         part = build(config)
-    path = folder / WEIGHTS
-    try:
-        weights = load_file(path)
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path} is missing") from error
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is no whole safetensors file: {error}") from error
-    _check_keys(path, part, weights)
-    part.load_state_dict({key: tensor.float() for key, tensor in weights.items()}, assign=True)
+    assign(part, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
     return part
 
 
-def _check_keys(path: Path, part: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    expected = {key: tensor.shape for key, tensor in part.state_dict().items()}
-    problems = [f"missing {key}" for key in expected.keys() - weights.keys()]
-    problems += [f"unexpected {key}" for key in weights.keys() - expected.keys()]
-    problems += [
-        f"{key} is {list(weights[key].shape)}, expected {list(shape)}"
-        for key, shape in expected.items()
-        if key in weights and weights[key].shape != shape
-    ]
-    if problems:
-        raise WeightsError(f"{path} does not fit its config.json: " + "; ".join(sorted(problems)))
-
-
 def save_folder(model: LatentDiffusion, folder: Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write what `load_folder` and diffusers read; an upscaler as StableDiffusionUpscalePipeline, else by its channels."""
-    _save_part(model.unet, model.unet.config.to_dict(), folder / "unet", dtype)
-    _save_part(model.autoencoder, model.autoencoder.config.to_dict(), folder / "vae", dtype)
-    _write_json(folder / "scheduler" / "scheduler_config.json", model.schedule.config.to_dict())
+    """Write what `LatentDiffusion.load` and diffusers read.
+
+    An upscaler becomes a StableDiffusionUpscalePipeline; other models are what the channels of their UNet say.
+    """
+    for name, part in (("unet", model.unet), ("vae", model.autoencoder)):
+        write_json(folder / name / "config.json", part.config.to_dict())
+        write_tensors(folder / name / WEIGHTS, part.state_dict(), dtype)
+    model.text_encoder.save(folder, dtype)
+    write_json(folder / "scheduler" / "scheduler_config.json", model.schedule.config.to_dict())
+    if model.low_res_schedule is not None:
+        config = model.low_res_schedule.config.to_dict()
+        del config["set_alpha_to_one"]  # DDIM's alone
+        write_json(folder / "low_res_scheduler" / "scheduler_config.json", {**config, "_class_name": "DDPMScheduler"})
+    write_json(folder / "model_index.json", _index(model))
+
+
+def _index(model: LatentDiffusion) -> dict[str, Any]:
+    """`model_index.json`: the pipeline's class and that of each part."""
     index: dict[str, Any] = {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
@@ -104,28 +90,8 @@ def save_folder(model: LatentDiffusion, folder: Path, *, dtype: torch.dtype = to
         "tokenizer": ["transformers", "CLIPTokenizer"],
     }
     if model.low_res_schedule is not None:
-        config = {**model.low_res_schedule.config.to_dict(), "_class_name": "DDPMScheduler"}
-        for name in ("set_alpha_to_one",):
-            config.pop(name)
-        _write_json(folder / "low_res_scheduler" / "scheduler_config.json", config)
-        index |= {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": 350}
-        pipeline = "StableDiffusionUpscalePipeline"
-    else:
-        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-        pipeline = "StableDiffusionInpaintPipeline" if model.inpaints else "StableDiffusionPipeline"
-    _write_json(folder / "model_index.json", {"_class_name": pipeline, **index})
-    model.text_encoder.tokenizer.save_pretrained(folder / "tokenizer")
-    transformer = model.text_encoder.transformer
-    kept = transformer.dtype
-    transformer.to(dtype).save_pretrained(folder / "text_encoder")
-    transformer.to(kept)
-
-
-def _save_part(part: nn.Module, config: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
-    _write_json(folder / "config.json", config)
-    save_file({key: tensor.to(dtype).contiguous() for key, tensor in part.state_dict().items()}, folder / WEIGHTS)
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        low_res = {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": 350}
+        return {"_class_name": "StableDiffusionUpscalePipeline", **index, **low_res}
+    absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    pipeline = "StableDiffusionInpaintPipeline" if model.inpaints else "StableDiffusionPipeline"
+    return {"_class_name": pipeline, **index, **absent}
