@@ -1,14 +1,18 @@
 """Redis connections as every part of the broker expects them: bytes in and out, RESP 2, bounded waits."""
 
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
-from redis import Redis
+from redis import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool as AsyncBlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialWithJitterBackoff
 from redis.client import Pipeline
 from redis.exceptions import BusyLoadingError, MaxConnectionsError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
 
 # Catch these to answer that Redis is away; any other RedisError is a defect of ours.
 REDIS_UNAVAILABLE: Final = (
@@ -21,28 +25,31 @@ REDIS_UNAVAILABLE: Final = (
 
 _CONNECT_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 10.0
+_MAX_CONNECTIONS: Final = 64  # beyond that, callers wait their turn instead of failing
+_RETRIES: Final = 4  # about a second in all; a repeated command may run twice, which every caller here must bear
 
 
 def connect(url: str) -> Redis:
-    """A thread-safe client; connects at first use."""
-    return Redis.from_url(
-        url,
-        protocol=2,
-        socket_connect_timeout=_CONNECT_SECONDS,
-        socket_timeout=_ANSWER_SECONDS,
-        health_check_interval=30,
-    )
+    """A thread-safe client; connects at first use. `from_url` of redis-py would retry nothing."""
+    retry = Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), _RETRIES)
+    return Redis.from_pool(BlockingConnectionPool.from_url(url, retry=retry, **_options()))
 
 
 def connect_async(url: str) -> AsyncRedis:
-    """The same for one event loop; blocking reads must stay shorter than its socket timeout."""
-    return AsyncRedis.from_url(
-        url,
-        protocol=2,
-        socket_connect_timeout=_CONNECT_SECONDS,
-        socket_timeout=_ANSWER_SECONDS,
-        health_check_interval=30,
-    )
+    """The same for one event loop; blocking reads must stay shorter than `_ANSWER_SECONDS`."""
+    retry = AsyncRetry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), _RETRIES)
+    return AsyncRedis.from_pool(AsyncBlockingConnectionPool.from_url(url, retry=retry, **_options()))
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "protocol": 2,
+        "socket_connect_timeout": _CONNECT_SECONDS,
+        "socket_timeout": _ANSWER_SECONDS,
+        "health_check_interval": 30,
+        "max_connections": _MAX_CONNECTIONS,
+        "timeout": _ANSWER_SECONDS,  # of the wait for a free connection
+    }
 
 
 def text(value: bytes | str) -> str:

@@ -121,17 +121,21 @@ class Hub:
                 if text(name) == self._wake:
                     wake_position = text(entries[-1][0])
                 else:
-                    self._deliver(jobs[text(name)], [parse_entry(entry) for entry in entries])
+                    self._deliver(jobs[text(name)], entries)
             await asyncio.sleep(_GATHER_SECONDS)  # one read then brings the events of many jobs
 
-    def _deliver(self, job_id: str, events: list[StreamedEvent]) -> None:
+    def _deliver(self, job_id: str, entries: list[Any]) -> None:
         if job_id in self._positions:
-            self._positions[job_id] = events[-1].id
+            self._positions[job_id] = text(entries[-1][0])
+        try:
+            items: list[StreamedEvent | Exception] = [parse_entry(entry) for entry in entries]
+        except ValueError as error:  # written by a newer version: only this job's followers fail
+            items = [error]
         for mailbox in self._mailboxes.get(job_id, ()):
-            for event in events:
+            for item in items:
                 if mailbox.full():  # a client that stopped reading: its oldest events go
                     mailbox.get_nowait()
-                mailbox.put_nowait(event)
+                mailbox.put_nowait(item)
 
     def _tell_all(self, error: Exception) -> None:
         for boxes in self._mailboxes.values():

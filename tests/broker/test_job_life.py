@@ -7,7 +7,7 @@ from zlib import compress
 import pytest
 from click.testing import CliRunner
 from redis import Redis
-from rq.cli import main as rq_cli
+from rq.cli.cli import main as rq_cli
 
 from broker.gateway_side import JobBroker
 from broker.stops import Stop

@@ -1,0 +1,148 @@
+"""Abandoned jobs go back to the head of their queue, and none is lost between two steps."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from broker.connection import connect
+from broker.embedded import EmbeddedValkey
+from broker.gateway_side import JobBroker
+from broker.reap import Swept
+from broker.take import TakenJob, Taker
+from broker.worker_side import WorkerBroker
+from contract import keys, metrics
+from contract.errors import ErrorCode
+from contract.settings import Settings
+from contract.spec import JobResult, JobSpec, JobStatus, Priority
+
+MakeSpec = Callable[..., JobSpec]
+ResultOf = Callable[[TakenJob], JobResult]
+MakeWorker = Callable[..., WorkerBroker]
+LEASE = 0.2
+
+
+@pytest.fixture
+async def gateway(settings: Settings) -> AsyncIterator[JobBroker]:
+    """Swept once already, so that the lease of patience after its start is over."""
+    broker = JobBroker(settings.model_copy(update={"lease_seconds": LEASE, "max_abandonments": 2}))
+    await broker.sweep()
+    await asyncio.sleep(LEASE)
+    yield broker
+    await broker.close()
+
+
+@pytest.fixture
+def mortal(make_worker: MakeWorker) -> WorkerBroker:
+    return make_worker(lease_seconds=LEASE)
+
+
+async def test_a_silent_worker_loses_its_job_to_another(
+    gateway: JobBroker, mortal: WorkerBroker, worker: WorkerBroker, make_spec: MakeSpec, result_of: ResultOf
+) -> None:
+    first, second = make_spec(), make_spec()
+    await gateway.submit(first)
+    (job,) = mortal.take(1)
+    await gateway.submit(second)
+    assert mortal.heartbeat([job]) == set()
+    assert await gateway.sweep() == Swept()
+    await asyncio.sleep(LEASE * 1.2)
+    assert await gateway.sweep() == Swept(returned=1)
+    assert await gateway.sweep() == Swept()
+    again, _ = worker.take(2)
+    assert again.job_id == first.id  # ahead of the younger job
+    assert mortal.heartbeat([job]) == {first.id}
+    assert not mortal.succeed(job, result_of(job))
+    assert worker.succeed(again, result_of(again))
+    record = await gateway.get(first.id)
+    assert record is not None
+    assert record.result == result_of(again)
+    counters = await gateway.counters()
+    assert counters[keys.counter(metrics.EXECUTIONS_REAPED.name, "tiny")] == 1
+
+
+async def test_a_heartbeat_keeps_the_lease(gateway: JobBroker, mortal: WorkerBroker, make_spec: MakeSpec) -> None:
+    await gateway.submit(make_spec())
+    (job,) = mortal.take(1)
+    for _ in range(6):
+        await asyncio.sleep(LEASE / 3)
+        assert mortal.heartbeat([job]) == set()
+        assert await gateway.sweep() == Swept()
+
+
+async def test_a_worker_dies_between_take_and_admit(
+    gateway: JobBroker,
+    mortal: WorkerBroker,
+    worker: WorkerBroker,
+    make_spec: MakeSpec,
+    redis_client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    specs = [make_spec() for _ in range(3)]
+    for spec in specs:
+        await gateway.submit(spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(Taker, "_admit", die)
+        with pytest.raises(Killed):
+            mortal.take(2)
+    queue = f"rq:queue:{keys.queue_name('tiny', Priority.INTERACTIVE)}"
+    assert redis_client.llen(f"{queue}:intermediate") == 2
+    await asyncio.sleep(LEASE * 1.2)
+    assert await gateway.sweep() == Swept(returned=2)
+    assert redis_client.llen(f"{queue}:intermediate") == 0
+    assert {job.job_id for job in worker.take(8)} == {spec.id for spec in specs}
+
+
+async def test_a_job_abandoned_too_often_fails(gateway: JobBroker, mortal: WorkerBroker, make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    await gateway.submit(spec)
+    for expected in (Swept(returned=1), Swept(returned=1), Swept(failed=1)):
+        assert len(mortal.take(1)) == 1
+        await asyncio.sleep(LEASE * 1.2)
+        assert await gateway.sweep() == expected
+    record = await gateway.get(spec.id)
+    assert record is not None
+    assert record.status is JobStatus.FAILED
+    assert record.error is not None
+    assert record.error.code is ErrorCode.WORKER_LOST
+
+
+async def test_nobody_is_reaped_right_after_the_sweeper_starts(
+    settings: Settings, gateway: JobBroker, mortal: WorkerBroker, make_spec: MakeSpec
+) -> None:
+    await gateway.submit(make_spec())
+    mortal.take(1)
+    await asyncio.sleep(LEASE * 1.2)
+    late = JobBroker(settings.model_copy(update={"lease_seconds": LEASE}))
+    assert await late.sweep() == Swept()
+    await late.close()
+    assert await gateway.sweep() == Swept(returned=1)
+
+
+@pytest.fixture
+def durable(tmp_path: Path) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(data_dir=tmp_path / "valkey") as server:
+        yield server
+
+
+async def test_jobs_survive_a_restart_of_the_server(
+    durable: EmbeddedValkey, settings: Settings, make_spec: MakeSpec
+) -> None:
+    broker = JobBroker(settings.model_copy(update={"redis_url": durable.url}))
+    spec = make_spec()
+    await broker.submit(spec)
+    durable.stop()
+    with connect(durable.start().url) as client:
+        assert client.llen(f"rq:queue:{keys.queue_name('tiny', Priority.INTERACTIVE)}") == 1
+    record = await broker.get(spec.id)
+    assert record is not None
+    assert record.spec == spec
+    await broker.close()

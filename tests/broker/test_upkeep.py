@@ -1,0 +1,138 @@
+"""Listing, deletion, retention and the catalogue."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from broker.gateway_side import JobBroker
+from broker.janitor import Cleaned
+from broker.jobs import InvalidCursorError
+from broker.take import TakenJob
+from broker.worker_side import WorkerBroker
+from contract import keys
+from contract.card import ModelCard
+from contract.settings import Settings
+from contract.spec import JobResult, JobSpec, JobStatus, Priority
+
+MakeSpec = Callable[..., JobSpec]
+ResultOf = Callable[[TakenJob], JobResult]
+
+
+def finish(worker: WorkerBroker, gateway: JobBroker, result_of: ResultOf) -> TakenJob:
+    """Takes one job, stores its pictures and succeeds."""
+    (job,) = worker.take(1)
+    result = result_of(job)
+    for picture in result.pictures:
+        gateway.store.put(picture.key, b"png", picture.content_type)
+    assert worker.succeed(job, result)
+    return job
+
+
+async def test_listing_pages_newest_first(gateway: JobBroker, make_spec: MakeSpec) -> None:
+    specs = [make_spec(api_key_id="a") for _ in range(7)]
+    for spec in specs:
+        await gateway.submit(spec)
+    await gateway.submit(make_spec(api_key_id="b"))
+    found, cursor, pages = [], None, 0
+    while pages == 0 or cursor:
+        page = await gateway.list_jobs("a", limit=3, cursor=cursor)
+        found += [record.spec.id for record in page.jobs]
+        cursor, pages = page.cursor, pages + 1
+    assert found == [spec.id for spec in reversed(specs)]
+    assert pages == 3
+    await gateway.cancel(specs[2].id)
+    cancelled = await gateway.list_jobs("a", JobStatus.CANCELLED)
+    assert [record.spec.id for record in cancelled.jobs] == [specs[2].id]
+    assert (await gateway.list_jobs(None)).jobs == ()
+    with pytest.raises(InvalidCursorError):
+        await gateway.list_jobs("a", cursor="page 2")
+
+
+async def test_delete_removes_an_ended_job_and_its_pictures(
+    gateway: JobBroker, worker: WorkerBroker, make_spec: MakeSpec, result_of: ResultOf, redis_client: Redis
+) -> None:
+    keep, gone = make_spec(), make_spec()
+    await gateway.submit(gone)
+    assert await gateway.delete(gone.id) is JobStatus.QUEUED
+    finish(worker, gateway, result_of)
+    await gateway.submit(keep)
+    finish(worker, gateway, result_of)
+    assert len(list(gateway.store.list("outputs/"))) == 2
+    assert await gateway.delete(gone.id) is JobStatus.SUCCEEDED
+    assert await gateway.delete(gone.id) is None
+    assert await gateway.get(gone.id) is None
+    assert [record.spec.id for record in (await gateway.list_jobs(None)).jobs] == [keep.id]
+    assert [entry.key.split("/")[1] for entry in gateway.store.list("outputs/")] == [keep.id]
+    assert list(redis_client.scan_iter(f"*{gone.id}*")) == []
+    queue = keys.queue_name("tiny", Priority.INTERACTIVE)
+    assert redis_client.zrange(f"rq:finished:{queue}", 0, -1) == [keep.id.encode()]
+
+
+@pytest.fixture
+async def forgetful(settings: Settings) -> AsyncIterator[JobBroker]:
+    changes = {"retention_seconds": 1, "inputs_retention_seconds": 0, "janitor_seconds": 0.01}
+    broker = JobBroker(settings.model_copy(update=changes))
+    yield broker
+    await broker.close()
+
+
+async def test_the_janitor_keeps_the_retention_times(
+    forgetful: JobBroker, worker: WorkerBroker, make_spec: MakeSpec, result_of: ResultOf, redis_client: Redis
+) -> None:
+    spec = make_spec(task="img2img", inputs={"image": "inputs/with-input/image.png"}, id="with-input")
+    for name in ("with-input", "still-waiting"):
+        forgetful.store.put(keys.input_object(name, "image"), b"png", "image/png")
+    await forgetful.submit(spec)
+    job = finish(worker, forgetful, result_of)
+    redis_client.zadd(keys.inputs_due(), {job.job_id: time.time() - 1})  # the worker's settings keep them longer
+    assert await forgetful.clean() == Cleaned(inputs=1)
+    assert [entry.key for entry in forgetful.store.list("inputs/")] == [keys.input_object("still-waiting", "image")]
+    assert await forgetful.get(spec.id) is not None
+    await asyncio.sleep(1.1)
+    assert await forgetful.clean() == Cleaned(jobs=1)
+    assert await forgetful.get(spec.id) is None
+    assert list(forgetful.store.list("outputs/")) == []
+
+
+async def test_one_janitor_at_a_time(gateway: JobBroker, settings: Settings, redis_client: Redis) -> None:
+    await gateway.clean()
+    assert 0 < redis_client.pttl(keys.lock("janitor")) <= settings.janitor_seconds * 1000
+    redis_client.zadd(keys.ended(), {"long-gone": 1.0})
+    assert await gateway.clean() == Cleaned()
+    redis_client.delete(keys.lock("janitor"))
+    assert await gateway.clean() == Cleaned(jobs=1)
+
+
+async def test_inputs_of_no_job_go(gateway: JobBroker, tmp_path: Path, make_spec: MakeSpec) -> None:
+    waiting = make_spec(task="img2img", inputs={"image": keys.input_object("job-1", "image")})
+    await gateway.submit(waiting)
+    for name in (waiting.id, "orphan", "fresh-orphan"):
+        gateway.store.put(keys.input_object(name, "image"), b"png", "image/png")
+    old = time.time() - 7200
+    for name in (waiting.id, "orphan"):
+        os.utime(tmp_path / "store" / keys.input_object(name, "image"), (old, old))
+    assert await gateway.clean() == Cleaned(orphans=1)
+    assert sorted(entry.key.split("/")[1] for entry in gateway.store.list("inputs/")) == ["fresh-orphan", waiting.id]
+
+
+async def test_the_catalogue_outlives_its_workers(
+    gateway: JobBroker, make_worker: Callable[..., WorkerBroker], card: ModelCard, make_spec: MakeSpec
+) -> None:
+    assert await gateway.cards() == []
+    worker = make_worker(lease_seconds=0.3)
+    assert await gateway.cards() == [card]
+    (live,) = await gateway.workers()
+    assert (live.name, live.models, live.slots, live.running) == (worker.name, ("tiny",), 8, 0)
+    await gateway.submit(make_spec())
+    await gateway.submit(make_spec(priority="batch"))
+    assert await gateway.queue_depths() == {("tiny", Priority.INTERACTIVE): 1, ("tiny", Priority.BATCH): 1}
+    worker.heartbeat(worker.take(1))
+    assert (await gateway.workers())[0].running == 1
+    await asyncio.sleep(0.35)
+    assert await gateway.workers() == []
+    assert await gateway.cards() == [card]
