@@ -2,7 +2,7 @@
 
 from training.data.captions import caption, plain_caption
 from training.data.dataset import PictureDataset, example, generate, write_dataset
-from training.data.render import object_box, object_boxes, render
+from training.data.render import Picture, object_box, object_boxes, render
 from training.data.scenes import Item, Scene, plain_scene, sample_scene
 from training.data.vocabulary import (
     COLOURS,
@@ -24,6 +24,7 @@ __all__ = [
     "SHAPES",
     "STYLES",
     "Item",
+    "Picture",
     "PictureDataset",
     "Scene",
     "caption",
