@@ -83,6 +83,7 @@ def save_folder(model: LatentDiffusion, folder: Path, *, dtype: torch.dtype = to
 def _index(model: LatentDiffusion) -> dict[str, Any]:
     """`model_index.json`: the pipeline's class and that of each part."""
     index: dict[str, Any] = {
+        "_diffusers_version": "0.38.0",  # whose layout this is; its inpainting pipeline does not load without
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", "DDIMScheduler"],
