@@ -1,7 +1,7 @@
 """Reading jobs: RQ's hash says the status, ours the rest."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pydantic import TypeAdapter
@@ -115,8 +115,7 @@ async def _with_position(connection: AsyncRedis, record: JobRecord | None) -> Jo
             ahead += int(place or 0)
             break
         ahead += await connection.llen(queue)
-    fields = {name: getattr(record, name) for name in JobRecord.__slots__}
-    return JobRecord(**{**fields, "queue_position": ahead})
+    return replace(record, queue_position=ahead)
 
 
 async def list_jobs(

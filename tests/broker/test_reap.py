@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from broker.connection import connect
+from broker.connection import REDIS_UNAVAILABLE, connect
 from broker.embedded import EmbeddedValkey
 from broker.gateway_side import JobBroker
 from broker.reap import Swept
@@ -145,4 +145,23 @@ async def test_jobs_survive_a_restart_of_the_server(
     record = await broker.get(spec.id)
     assert record is not None
     assert record.spec == spec
+    await broker.close()
+
+
+async def test_a_follower_learns_that_the_server_went_away(
+    durable: EmbeddedValkey, settings: Settings, make_spec: MakeSpec
+) -> None:
+    broker = JobBroker(settings.model_copy(update={"redis_url": durable.url}))
+    spec = make_spec()
+    await broker.submit(spec)
+    follower = asyncio.create_task(broker.wait(spec.id, 30))
+    await asyncio.sleep(0.1)
+    durable.stop()
+    with pytest.raises(REDIS_UNAVAILABLE):
+        await follower
+    with pytest.raises(REDIS_UNAVAILABLE):
+        await broker.submit(make_spec())
+    durable.start()
+    assert (await broker.submit(make_spec())).created  # nobody had to be restarted
+    assert await broker.cancel(spec.id) is JobStatus.CANCELLED
     await broker.close()
