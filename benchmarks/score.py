@@ -68,8 +68,8 @@ def score_inpaintings(studio: Studio, judge: Judge, limit: int, sheet: Path | No
     return score_inpainting(tasks, results, judge)
 
 
-def score_upscalings(studio: Studio, limit: int) -> dict[str, Fidelity]:
-    return score_upscaling(studio.upscale, held_out_pictures(limit, UPSCALED_SIDE))
+def score_upscalings(studio: Studio, limit: int, side: int) -> dict[str, Fidelity]:
+    return score_upscaling(studio.upscale, held_out_pictures(limit, side))
 
 
 def save_sheet(pictures: Sequence[Picture], path: Path, columns: int = 20) -> None:
@@ -114,7 +114,7 @@ def write_results(scores: Scores, folder: Path) -> None:
     (folder / "score.md").write_text(markdown(scores))
 
 
-def conditions(studio: Studio) -> Mapping[str, object]:
+def conditions(studio: Studio, upscaled_side: int) -> Mapping[str, object]:
     """What the figures were taken with."""
     judged = json.loads((JUDGE_FOLDER / "judge.json").read_text())["scores"]
     return {
@@ -124,6 +124,7 @@ def conditions(studio: Studio) -> Mapping[str, object]:
         "machine": platform.machine(),
         "the judge on real renders": judged["clean"],
         "the judge's rejections": judged["rejected, mean"],
+        "side of enlarged pictures": upscaled_side,
     }
 
 
@@ -131,17 +132,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="score", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model-dir", type=Path, default=SMALL)
     parser.add_argument("--upscaler-dir", type=Path, default=UPSCALER, help="left out where missing")
+    parser.add_argument("--upscaled-side", type=int, default=UPSCALED_SIDE, help="of the enlarged pictures, in pixels")
     parser.add_argument("--limit", type=int, help="at most so many prompts per stratum, inpaintings and upscalings")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for score.json and score.md")
     parser.add_argument("--sheet", type=Path, help="also save all pictures as one PNG")
     options = parser.parse_args(arguments)
 
     studio, judge = Studio(options.model_dir, options.upscaler_dir), load_judge()
-    scores: Scores = {"conditions": conditions(studio)}
+    scores: Scores = {"conditions": conditions(studio, options.upscaled_side)}
     scores["prompts"] = score_prompts(studio, judge, options.limit, options.sheet)
     scores["inpainting"] = score_inpaintings(studio, judge, options.limit or INPAINTINGS, options.sheet)
     if studio.can_upscale:
-        scores["upscaling"] = score_upscalings(studio, options.limit or UPSCALINGS)
+        scores["upscaling"] = score_upscalings(studio, options.limit or UPSCALINGS, options.upscaled_side)
     write_results(scores, options.out)
     print(markdown(scores))
 
