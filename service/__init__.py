@@ -1,0 +1,1 @@
+"""The gateway: HTTP in, jobs out. `app.create_app` builds it; nothing here knows torch or RQ."""

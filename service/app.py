@@ -1,0 +1,68 @@
+"""Builds the gateway. Importing this does nothing; the lifespan connects."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+
+import structlog
+from fastapi import FastAPI
+
+from broker.connection import REDIS_UNAVAILABLE
+from broker.gateway_side import JobBroker
+from broker.store import StoreError
+from contract.settings import Settings
+from service import openapi, problems
+from service.metrics import GatewayMetrics
+from service.middleware import BodyLimit, RequestContext
+from service.routes import generate, images, jobs, models, operations
+from service.state import GatewayState
+
+_log = structlog.get_logger("darkroom.gateway")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI app. Redis and the store may be away when it starts: it answers 503 until they are there."""
+    metrics = GatewayMetrics()
+    app = FastAPI(
+        title="Darkroom", version=version("darkroom"), lifespan=_lifespan(settings, metrics), redirect_slashes=False
+    )
+    for module in (generate, jobs, images, models, operations):
+        app.include_router(module.router)
+    problems.install(app)
+    openapi.install(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext, metrics=metrics)  # added last, so outermost: it sees every answer
+    return app
+
+
+def _lifespan(settings: Settings, metrics: GatewayMetrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        broker = JobBroker(settings)
+        app.state.gateway = GatewayState(settings, broker, metrics)
+        chores = [
+            asyncio.create_task(_every(settings.reap_seconds, broker.sweep), name="darkroom-sweep"),
+            asyncio.create_task(_every(settings.janitor_seconds, broker.clean), name="darkroom-janitor"),
+        ]
+        try:
+            yield
+        finally:
+            for chore in chores:
+                chore.cancel()
+            await asyncio.gather(*chores, return_exceptions=True)
+            await broker.close()
+
+    return lifespan
+
+
+async def _every(seconds: float, chore: Callable[[], Awaitable[object]]) -> None:
+    """Goes on whatever happens: jobs must expire even after a surprise."""
+    while True:
+        try:
+            await chore()
+        except (*REDIS_UNAVAILABLE, StoreError) as error:
+            _log.warning("chore put off", chore=chore.__name__, error=str(error))
+        except Exception:  # noqa: BLE001 - logged with its traceback, and tried again
+            _log.exception("chore failed", chore=chore.__name__)
+        await asyncio.sleep(seconds)

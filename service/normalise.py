@@ -1,0 +1,151 @@
+"""From a valid request to the job spec: which model, its defaults for what was left out, and its limits."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Final
+from uuid import uuid4
+
+from contract import keys
+from contract.card import ModelCard
+from contract.errors import ErrorCode
+from contract.settings import Settings
+from contract.spec import JobSpec, Task
+from service.problems import FieldError, ProblemError, pointer
+from service.schemas import MIN_SIDE, PictureRequest
+from service.uploads import MASK, Picture
+
+# Drawn seeds stay exact in JavaScript, and fit the seed fields of other tools.
+_DRAWN_SEEDS: Final = 2**32
+
+
+def choose_model(cards: Sequence[ModelCard], task: Task, asked: str | None) -> ModelCard:
+    """The model that was asked for, or the first that serves the task. A model without a live worker is as good."""
+    serving = [card for card in cards if task in card.tasks]
+    names = ", ".join(card.name for card in serving) or "none; start a worker that serves one"
+    if asked is None:
+        if serving:
+            return serving[0]
+        raise _model_missing(
+            f"no known model serves {task.value}", f"expected a model that serves {task.value}: {names}"
+        )
+    for card in cards:
+        if card.name == asked:
+            if card in serving:
+                return card
+            detail = f"{asked} serves {', '.join(card.tasks)}, not {task.value}; expected one of: {names}"
+            raise ProblemError(ErrorCode.VALIDATION_FAILED, "nothing was queued", [_wrong("model", detail)])
+    raise _model_missing(f"there is no model {asked!r}", f"expected one of: {names}")
+
+
+def _model_missing(detail: str, expected: str) -> ProblemError:
+    return ProblemError(ErrorCode.MODEL_NOT_FOUND, detail, [_wrong("model", expected)])
+
+
+def _wrong(field: str, detail: str) -> FieldError:
+    return FieldError(pointer=pointer(field), detail=detail)
+
+
+def check_limits(request: PictureRequest, card: ModelCard, settings: Settings) -> None:
+    """Raises `ProblemError` for what this server or this model does not take, pictures aside."""
+    faults: list[FieldError] = []
+    longest = settings.max_prompt_chars
+    for field in ("prompt", "negative_prompt"):
+        length = len(getattr(request, field))
+        if length > longest:
+            faults.append(_wrong(field, f"has {length:,} characters; expected at most {longest:,}"))
+    for field, most in (("steps", settings.max_steps), ("n", settings.max_pictures)):
+        asked = getattr(request, field)
+        if asked is not None and asked > most:
+            faults.append(_wrong(field, f"expected at most {most} on this server; got {asked}"))
+    if request.class_label is not None and (card.classes is None or request.class_label >= card.classes):
+        takes = f"a class from 0 to {card.classes - 1}" if card.classes else "no class: this model knows none"
+        faults.append(_wrong("class_label", f"expected {takes}; got {request.class_label}"))
+    for index, lora in enumerate(request.loras):
+        if lora.name not in card.loras:
+            known = ", ".join(card.loras) or "none"
+            where = pointer("loras", index, "name")
+            faults.append(
+                FieldError(pointer=where, detail=f"{lora.name} is no adapter of {card.name}; it has: {known}")
+            )
+    for field, most in (("width", card.max_width), ("height", card.max_height)):
+        asked = getattr(request, field, None)
+        if asked is not None and asked > min(most, settings.max_side):
+            limit = min(most, settings.max_side)
+            faults.append(_wrong(field, f"expected {MIN_SIDE} to {limit} pixels for {card.name}; got {asked}"))
+    if not faults and _asked_pixels(request, card) > settings.max_pixels:
+        detail = f"expected width times height of at most {settings.max_pixels:,}; got {_asked_pixels(request, card):,}"
+        faults.append(_wrong("width", detail))
+    if faults:
+        raise ProblemError(ErrorCode.VALIDATION_FAILED, "nothing was queued", faults)
+
+
+def _asked_pixels(request: PictureRequest, card: ModelCard) -> int:
+    width = getattr(request, "width", None) or card.default_width
+    height = getattr(request, "height", None) or card.default_height
+    return int(width * height)
+
+
+def check_pictures(task: Task, pictures: Mapping[str, Picture], card: ModelCard, settings: Settings) -> None:
+    """Raises `ProblemError` for pictures of the wrong size."""
+    image, mask = pictures.get("image"), pictures.get(MASK)
+    if image is not None:
+        _check_image(task, image, card, settings)
+    if image and mask and (image.width, image.height) != (mask.width, mask.height):
+        detail = f"the mask is {mask.width}×{mask.height}; expected the image's size, {image.width}×{image.height}"
+        raise ProblemError(ErrorCode.VALIDATION_FAILED, "nothing was queued", [_wrong(MASK, detail)])
+
+
+def _check_image(task: Task, image: Picture, card: ModelCard, settings: Settings) -> None:
+    factor = _factor(task, card)
+    max_width, max_height = (min(most, settings.max_side) // factor for most in (card.max_width, card.max_height))
+    code = detail = None
+    if min(image.width, image.height) < MIN_SIDE:
+        code, detail = ErrorCode.IMAGE_INVALID, f"expected sides of at least {MIN_SIDE} pixels"
+    elif image.width > max_width or image.height > max_height:
+        code, detail = ErrorCode.IMAGE_TOO_LARGE, f"expected at most {max_width}×{max_height} for {card.name}"
+    elif image.width * image.height * factor**2 > settings.max_pixels:
+        code = ErrorCode.IMAGE_TOO_LARGE
+        detail = f"expected at most {settings.max_pixels // factor**2:,} pixels in all"
+    if code is not None:
+        enlarged = f", enlarged {image.width * factor}×{image.height * factor}" if factor > 1 else ""
+        got = f"the picture is {image.width}×{image.height}{enlarged}; {detail}"
+        raise ProblemError(code, "nothing was queued", [_wrong("image", got)])
+
+
+def _factor(task: Task, card: ModelCard) -> int:
+    return card.upscale_factor or 1 if task is Task.UPSCALE else 1
+
+
+def build_spec(
+    task: Task,
+    request: PictureRequest,
+    pictures: Mapping[str, Picture],
+    card: ModelCard,
+    caller: str | None,
+    now: float,
+) -> JobSpec:
+    """The job, with a new id, every default filled in and a seed drawn where none was given. `now` in Unix seconds."""
+    job_id = uuid4().hex
+    given = request.model_dump(exclude={"image", "mask", "model"}, exclude_none=True)
+    defaults = {
+        "steps": card.default_steps[task],
+        "guidance_scale": card.default_guidance[task],
+        "seed": secrets.randbelow(_DRAWN_SEEDS),
+        "width": card.default_width,
+        "height": card.default_height,
+        "noise_level": card.default_noise_level if task is Task.UPSCALE else None,
+    }
+    if task is Task.IMG2IMG:
+        defaults["strength"] = card.default_strength
+    fixed = {
+        "id": job_id,
+        "task": task,
+        "model": card.name,
+        "inputs": {name: keys.input_object(job_id, name) for name in pictures},
+        "created_at": now,
+        "api_key_id": caller,
+    }
+    if "image" in pictures:
+        factor, image = _factor(task, card), pictures["image"]
+        fixed |= {"width": image.width * factor, "height": image.height * factor}
+    return JobSpec.model_validate(defaults | given | fixed)

@@ -1,0 +1,48 @@
+"""What several routes need: the gateway's state, a job that the caller may see, and the documented problems."""
+
+import re
+from typing import Annotated, Any, Final
+
+from fastapi import Depends, Path
+
+from broker.jobs import JobRecord
+from contract.errors import ErrorCode
+from service.auth import Caller
+from service.problems import PROBLEM_TYPE, ProblemError, problem_of
+from service.state import GatewayState
+
+State = Annotated[GatewayState, Depends(GatewayState.of)]
+JobId = Annotated[str, Path(description="the job's id", examples=["3f2a9c0e5b7d4c1e8a6f0d9b2c4e6a81"])]
+_JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def problems(*codes: ErrorCode) -> Responses:
+    """OpenAPI responses, one per status, with an example per code."""
+    by_status: Responses = {}
+    for code in (*codes, ErrorCode.INTERNAL, ErrorCode.BROKER_UNAVAILABLE):
+        content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}}
+        entry = by_status.setdefault(code.status, {"description": code.summary, "content": content})
+        example = problem_of(code).model_dump(mode="json", exclude_none=True)
+        entry["content"][PROBLEM_TYPE]["examples"][code.value] = {"summary": code.summary, "value": example}
+    return by_status
+
+
+async def find_job(state: GatewayState, job_id: str, caller: str | None) -> JobRecord:
+    """Raises the 404, also for a job of another key: whether it exists is nobody else's business."""
+    record = await state.broker.get(job_id) if _JOB_ID.fullmatch(job_id) else None
+    if record is None or record.spec.api_key_id != caller:
+        raise job_not_found(job_id)
+    return record
+
+
+def job_not_found(job_id: str) -> ProblemError:
+    return ProblemError(ErrorCode.JOB_NOT_FOUND, f"no job {job_id[:100]!r}; ended jobs are kept for a limited time")
+
+
+async def visible_job(job_id: JobId, state: State, caller: Caller) -> JobRecord:
+    return await find_job(state, job_id, caller)
+
+
+VisibleJob = Annotated[JobRecord, Depends(visible_job)]

@@ -1,0 +1,148 @@
+"""The public requests: one model per task. Unknown fields are refused, and so is what is not of the field's type.
+
+The ranges here are what any Darkroom takes; a server's settings and a model's card may allow less (`normalise`).
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+
+from contract.spec import MAX_SEED, LoraUse, OutputFormat, Priority, Task
+
+MIN_SIDE: Final = 8
+MAX_SIDE: Final = 16384
+
+
+def _text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("holds a NUL character; expected text")
+    return value
+
+
+def _words(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty; expected words that say what to paint")
+    return _text(value)
+
+
+def _picture(value: Any) -> str | bytes:
+    if isinstance(value, str | bytes) and value:
+        return value
+    raise ValueError("expected a PNG, JPEG or WebP file as base64 text, as a data URL or as a file of a form")
+
+
+def _picture_field(description: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 1, "description": description})
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Words = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": r"\S"}), AfterValidator(_words)]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
+SourceImage = Annotated[
+    str | bytes,
+    PlainValidator(_picture),
+    _picture_field(
+        "PNG, JPEG or WebP: base64 text or data URL; in a form, a file. EXIF orientation is applied, "
+        "transparent parts become white. Its size is the size of the finished picture."
+    ),
+]
+SmallImage = Annotated[
+    str | bytes,
+    PlainValidator(_picture),
+    _picture_field("The picture to enlarge. PNG, JPEG or WebP: base64 text or data URL; in a form, a file."),
+]
+MaskImage = Annotated[
+    str | bytes,
+    PlainValidator(_picture),
+    _picture_field(
+        "White is repainted, black stays. Of the image's size. PNG, JPEG or WebP: base64 text or data URL; in a form, "
+        "a file. Transparent parts count as black."
+    ),
+]
+
+
+class PictureRequest(BaseModel):
+    """The fields that every task takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    negative_prompt: Text = Field(default="", description="what the picture should not show")
+    model: str | None = Field(
+        default=None,
+        max_length=100,
+        description="a name from GET /v1/models; default: the first model there that serves the task",
+        examples=["darkroom-small"],
+    )
+    steps: int | None = Field(default=None, ge=1, le=1000, description="denoising steps; default: the model's")
+    guidance_scale: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=100.0,
+        description="classifier-free guidance: how strongly the prompt leads, 1 is without; default: the model's",
+    )
+    eta: float = Field(default=0.0, ge=0.0, le=1.0, description="noise added per step: 0 is DDIM, 1 is ancestral")
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_SEED,
+        description="same seed, same picture; picture i of n uses seed + i; default: drawn, and told in the job",
+    )
+    n: int = Field(default=1, ge=1, le=64, description="number of pictures")
+    sampler: Literal["ddim"] = Field(default="ddim", description="how the noise is taken away step by step")
+    class_label: int | None = Field(default=None, ge=0, description="for class-conditional models")
+    loras: tuple[LoraUse, ...] = Field(default=(), max_length=8, description="adapters of the model, with weights")
+    priority: Priority = Field(default=Priority.INTERACTIVE, description="interactive jobs are taken before batch jobs")
+    deadline_seconds: float | None = Field(
+        default=None, gt=0.0, le=7 * 86400, description="the job fails if it has not ended so long after it was sent"
+    )
+    output_format: OutputFormat = Field(default=OutputFormat.PNG, description="file format of the pictures")
+    output_quality: int = Field(default=90, ge=1, le=100, description="of JPEG and WebP")
+    metadata: bool = Field(default=True, description="write the request's parameters into the files")
+
+
+class TextToImage(PictureRequest):
+    """Pictures from words."""
+
+    prompt: Words = Field(description="what the picture should show", examples=["a pizza on a blue background"])
+    width: Side | None = Field(default=None, description="pixels; default: the model's")
+    height: Side | None = Field(default=None, description="pixels; default: the model's")
+
+
+class ImageToImage(PictureRequest):
+    """A picture repainted after words, keeping as much of it as `strength` leaves."""
+
+    prompt: Words = Field(description="what the picture should show", examples=["a pizza on a red background"])
+    image: SourceImage
+    strength: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="share of the denoising that is done anew; default: the model's"
+    )
+
+
+class Inpaint(PictureRequest):
+    """The white part of a mask repainted after words; the rest stays."""
+
+    prompt: Words = Field(description="what the whole picture should show", examples=["a panda on a blue background"])
+    image: SourceImage
+    mask: MaskImage
+    strength: float = Field(default=1.0, gt=0.0, le=1.0, description="1 forgets what was under the mask")
+
+
+class Upscale(PictureRequest):
+    """A small picture made larger by the model's factor."""
+
+    prompt: Text = Field(default="", description="may say what the picture shows")
+    image: SmallImage
+
+
+REQUESTS: Final[dict[Task, type[PictureRequest]]] = {
+    Task.TXT2IMG: TextToImage,
+    Task.IMG2IMG: ImageToImage,
+    Task.INPAINT: Inpaint,
+    Task.UPSCALE: Upscale,
+}
+PICTURE_FIELDS: Final = ("image", "mask")
+
+
+def pictures_of(request: PictureRequest) -> dict[str, str | bytes]:
+    """The pictures of a request as they came, by field name."""
+    return {name: getattr(request, name) for name in PICTURE_FIELDS if name in type(request).model_fields}

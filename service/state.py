@@ -1,0 +1,40 @@
+"""What one gateway process holds while it runs: built by the app's lifespan, reached through the request."""
+
+from typing import Self
+
+from fastapi import Request
+
+from broker.gateway_side import JobBroker
+from broker.signing import UrlSigner
+from contract.settings import Settings
+from service.auth_keys import ApiKeys
+from service.metrics import GatewayMetrics
+from service.uploads import Uploads
+
+
+class GatewayState:
+    """One per app, inside its event loop."""
+
+    def __init__(self, settings: Settings, broker: JobBroker, metrics: GatewayMetrics) -> None:
+        self.settings = settings
+        self.broker = broker
+        self.metrics = metrics
+        self.api_keys = ApiKeys(settings.api_keys)
+        self.uploads = Uploads(settings.max_side, settings.max_pixels)
+        self._signer: UrlSigner | None = None
+
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        state = request.app.state.gateway
+        assert isinstance(state, cls)
+        return state
+
+    async def signer(self) -> UrlSigner:
+        """Asked of Redis once, at first use: a gateway starts even while Redis is away."""
+        if self._signer is None:
+            self._signer = await self.broker.url_signer()
+        return self._signer
+
+    def base_url(self, request: Request) -> str:
+        """What the URLs in answers begin with: the public one, else as the client reached us, proxy prefix included."""
+        return (self.settings.public_url or str(request.base_url)).rstrip("/")
