@@ -24,13 +24,16 @@ def ddim_coefficients(schedule: NoiseSchedule, timesteps: Sequence[int], steps: 
     timestep, as in diffusers, also where it does not divide T.
     """
     stride = schedule.config.num_train_timesteps // steps
-    abar = schedule.alphas_cumprod.double()
+    abar = schedule.alphas_cumprod
     t = torch.tensor(timesteps, dtype=torch.long)
     previous = t - stride
     abar_t = abar[t]
     abar_p = torch.where(previous >= 0, abar[previous.clamp(min=0)], schedule.final_alpha_cumprod)
+    # In fp32 and in diffusers' order: with eta 1 and abar_t near 0 (cosine) the last root is of little but rounding
+    # errors, and in fp64 a picture would differ from theirs by 1e-4. Below 0, where theirs turns to NaN, it is 0.
     sigma = eta * ((1 - abar_p) / (1 - abar_t) * (1 - abar_t / abar_p)).clamp(min=0).sqrt()
-    direction = (1 - abar_p - sigma**2).clamp(min=0).sqrt()
+    direction = (1 - abar_p - sigma**2).clamp(min=0).sqrt().double()
+    abar_t, abar_p = abar_t.double(), abar_p.double()
     signal, noise = abar_t.sqrt(), (1 - abar_t).sqrt()
     if schedule.config.prediction_type == "epsilon":
         # x_0 = (x - noise * out) / signal, epsilon = out
