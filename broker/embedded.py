@@ -63,6 +63,10 @@ class EmbeddedValkey:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> Self:
         """Returns when the server answers. Raises `NoServerError`."""
         folder = self._data_dir

@@ -146,12 +146,13 @@ class DarkroomClient:
         data: list[dict[str, Any]] = self._get("/v1/models")["data"]
         return data
 
-    def ready(self) -> bool:
-        """Whether the gateway answers that it can take jobs."""
+    def ready(self) -> dict[str, int] | None:
+        """Live workers of each model; None while the gateway cannot take jobs."""
         try:
-            return self._http.get("/readyz").is_success
+            response = self._http.get("/readyz")
         except httpx.TransportError:
-            return False
+            return None
+        return dict(response.json()["models"]) if response.is_success else None
 
     def follow(self, job: Job) -> Iterator[Update]:
         """Updates until the job has ended: by its events, or by asking again and again where events do not come."""
@@ -169,8 +170,11 @@ class DarkroomClient:
         raise JobFailedError(f"job {job.id}: {why}")
 
     def download(self, picture: Picture) -> bytes:
-        """The file's bytes, compared with the digest that the server gave."""
-        data = _checked(self._http.get(picture.url)).content
+        """The file's bytes, compared with the digest that the server gave.
+
+        The URL is signed, and may be the object store's own: it must not get the API key.
+        """
+        data = _checked(httpx.get(picture.url, timeout=self._http.timeout)).content
         if hashlib.sha256(data).hexdigest() != picture.sha256:
             raise OSError(f"{picture.url}: the file is not the one that was stored; download it again")
         return data
@@ -195,8 +199,7 @@ class DarkroomClient:
     def _poll(self, job: Job) -> Iterator[Update]:
         while True:
             now = self.job(job.id)
-            progress = now.progress or Progress()
-            yield Update(status=now.status, step=progress.step, steps=progress.steps, queue_position=now.queue_position)
+            yield _update_from(now)
             if now.status.ended:
                 return
             time.sleep(POLL_SECONDS)
@@ -217,7 +220,14 @@ def _update_of(event: ServerSentEvent) -> Update | None:
     if status is None:
         return None
     data = json.loads(event.data)
+    if "id" in data:  # the first event tells the whole job
+        return _update_from(Job.model_validate(data))
     return Update(status=status, step=data.get("step", 0), steps=data.get("steps", 0))
+
+
+def _update_from(job: Job) -> Update:
+    progress = job.progress or Progress()
+    return Update(status=job.status, step=progress.step, steps=progress.steps, queue_position=job.queue_position)
 
 
 def _checked(response: httpx.Response) -> httpx.Response:

@@ -69,11 +69,14 @@ def save_pictures(client: DarkroomClient, job: Job, output: Path | None) -> list
 
 def _request(
     output: options.Output = None,
+    negative_prompt: options.Negative = "",
     model: options.Model = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     eta: options.Eta = None,
     seed: options.Seed = None,
+    n: options.Count = 1,
+    loras: options.Loras = None,
     priority: options.PriorityOption = None,
     deadline: options.Deadline = None,
     format_: options.Format = None,
@@ -82,17 +85,10 @@ def _request(
 ) -> dict[str, Any]:
     """The request fields that every task takes."""
     return given(
-        model=model, steps=steps, guidance_scale=guidance, eta=eta, seed=seed, priority=priority,
-        deadline_seconds=deadline, output_format=output_format(format_, output), output_quality=quality,
-        metadata=metadata,
+        negative_prompt=negative_prompt, model=model, steps=steps, guidance_scale=guidance, eta=eta, seed=seed, n=n,
+        loras=parse_loras(loras or []), priority=priority, deadline_seconds=deadline,
+        output_format=output_format(format_, output), output_quality=quality, metadata=metadata,
     )  # fmt: skip
-
-
-def _prompted(
-    negative_prompt: options.Negative = "", n: options.Count = 1, loras: options.Loras = None
-) -> dict[str, Any]:
-    """The request fields of the tasks that a prompt leads."""
-    return given(negative_prompt=negative_prompt, n=n, loras=parse_loras(loras or []))
 
 
 def _server(url: options.Url = options.DEFAULT_URL, api_key: options.ApiKey = None) -> tuple[str, str | None]:
@@ -139,10 +135,9 @@ def _run(
         out.print(f"{path}  {picture.width}x{picture.height}  seed {picture.seed}", highlight=False, markup=False)
 
 
-@_taking(_prompted, _request, _server)
+@_taking(_request, _server)
 def txt2img(
     prompt: options.Prompt,
-    prompted: dict[str, Any],
     request: dict[str, Any],
     server: tuple[str, str | None],
     output: options.Output = None,
@@ -153,15 +148,14 @@ def txt2img(
 
     Example: darkroom txt2img "a pizza on a blue background" --seed 7 -o pizza.png
     """
-    fields = given(prompt=prompt, width=width, height=height) | prompted | request
+    fields = given(prompt=prompt, width=width, height=height) | request
     _run(server, Task.TXT2IMG, fields, output)
 
 
-@_taking(_prompted, _request, _server)
+@_taking(_request, _server)
 def img2img(
     image: options.ImageFile,
     prompt: options.Prompt,
-    prompted: dict[str, Any],
     request: dict[str, Any],
     server: tuple[str, str | None],
     output: options.Output = None,
@@ -171,16 +165,15 @@ def img2img(
 
     Example: darkroom img2img pizza.png "a pizza on a red background" --strength 0.6 -o red.png
     """
-    fields = given(prompt=prompt, strength=strength) | prompted | request
+    fields = given(prompt=prompt, strength=strength) | request
     _run(server, Task.IMG2IMG, fields, output, image=image)
 
 
-@_taking(_prompted, _request, _server)
+@_taking(_request, _server)
 def inpaint(
     image: options.ImageFile,
     mask: options.MaskFile,
     prompt: options.Prompt,
-    prompted: dict[str, Any],
     request: dict[str, Any],
     server: tuple[str, str | None],
     output: options.Output = None,
@@ -190,7 +183,7 @@ def inpaint(
 
     Example: darkroom inpaint pizza.png mask.png "a panda on a blue background" -o panda.png
     """
-    fields = given(prompt=prompt, strength=strength) | prompted | request
+    fields = given(prompt=prompt, strength=strength) | request
     _run(server, Task.INPAINT, fields, output, image=image, mask=mask)
 
 

@@ -2,19 +2,18 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from broker.embedded import EmbeddedValkey, NoServerError, free_port
 from cli.client import DarkroomClient
-from cli.embedded import answers_ping, start_valkey
 
 STOP_SECONDS = 15.0  # a worker may be in the middle of a forward pass
 LOG_TAIL_BYTES = 4000
@@ -41,6 +40,7 @@ class Stack:
     def __init__(self, config: StackConfig) -> None:
         self.config = config
         self.url = ""
+        self._valkey = EmbeddedValkey(config.folder.resolve() / "valkey")
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -58,7 +58,9 @@ class Stack:
 
     @property
     def pids(self) -> dict[str, int]:
-        return {name: process.pid for name, process in self._parts.items()}
+        """Of every process that runs."""
+        valkey = {"valkey": self._valkey.pid} if self._valkey.pid else {}
+        return valkey | {name: process.pid for name, process in self._parts.items()}
 
     def stop(self) -> None:
         """Worker first, queue last, so that what runs can still be handed back. A second Ctrl-C waits for this."""
@@ -72,12 +74,15 @@ class Stack:
                     process.kill()
                     process.wait()
             self._parts.clear()
+            self._valkey.stop()
 
     def check(self) -> None:
         """Raises `StackError` if a part has ended."""
         for name, process in self._parts.items():
             if process.poll() is not None:
                 raise StackError(f"the {name} ended with status {process.returncode}:\n{self._log_tail(name)}")
+        if not self._valkey.running:
+            raise StackError(f"Valkey ended; its log is {self.config.folder / 'valkey' / 'valkey.log'}")
 
     def log_path(self, part: str) -> Path:
         return self.config.folder / "logs" / f"{part}.log"
@@ -85,13 +90,14 @@ class Stack:
     def _start(self) -> None:
         config = self.config
         (config.folder / "logs").mkdir(parents=True, exist_ok=True)
-        valkey_port = free_port()
-        self._parts["valkey"] = start_valkey(valkey_port, config.folder / "valkey", self.log_path("valkey"))
-        self._wait("valkey", lambda: answers_ping(valkey_port))
+        try:
+            self._valkey.start()
+        except NoServerError as error:
+            raise StackError(str(error)) from error
         port = config.port or free_port()
         self.url = f"http://127.0.0.1:{port}"
         environment = os.environ | {
-            "DARKROOM_REDIS_URL": f"redis://127.0.0.1:{valkey_port}/0",
+            "DARKROOM_REDIS_URL": self._valkey.url,
             "DARKROOM_STORE_URL": f"file:{(config.folder / 'store').resolve()}",
             "DARKROOM_HOST": "127.0.0.1",
             "DARKROOM_PORT": str(port),
@@ -99,9 +105,9 @@ class Stack:
         worker = ["worker", "--models", ",".join(config.models), "--model-dir", str(config.model_dir)]
         self._spawn("gateway", ["gateway"], environment)
         self._spawn("worker", worker, environment)
-        with DarkroomClient(self.url, os.environ.get("DARKROOM_API_KEY")) as client:
-            self._wait("gateway", client.ready)
-            self._wait("worker", lambda: self._worker_is_ready(client))
+        with DarkroomClient(self.url) as client:
+            self._wait("gateway", lambda: client.ready() is not None)
+            self._wait("worker", lambda: self._all_models_served(client.ready() or {}))
 
     def _spawn(self, name: str, arguments: Sequence[str], environment: dict[str, str]) -> None:
         """In a session of its own: Ctrl-C in the terminal is for `stop` to pass on, in order."""
@@ -115,9 +121,8 @@ class Stack:
                 start_new_session=True,
             )
 
-    def _worker_is_ready(self, client: DarkroomClient) -> bool:
-        served = {model["id"] for model in client.models() if model.get("workers")}
-        return served.issuperset(self.config.models)
+    def _all_models_served(self, workers: Mapping[str, int]) -> bool:
+        return all(workers.get(name) for name in self.config.models)
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + self.config.start_seconds
@@ -132,17 +137,11 @@ class Stack:
         return self.log_path(name).read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def _signals_ignored() -> Iterator[None]:
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:
