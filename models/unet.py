@@ -123,10 +123,15 @@ class UNet(nn.Module):
         if (labels is None) != (self.class_embedding is None):
             expected = "none" if self.class_embedding is None else "one per row"
             raise ValueError(f"class labels: this UNet expects {expected}")
-        sinusoids = timestep_embedding(t, self.config.block_out_channels[0])
-        emb: Tensor = self.time_embedding(sinusoids.to(self.conv_in.weight.dtype))
+        emb = self.embed_time(t)
         if self.class_embedding is not None:
             emb = emb + self.class_embedding(labels)
+        return emb
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """What `embed` has in common for all labels, [P, E]: the engine keeps it as a table over all T."""
+        sinusoids = timestep_embedding(t, self.config.block_out_channels[0])
+        emb: Tensor = self.time_embedding(sinusoids.to(self.conv_in.weight.dtype))
         return emb
 
     def _text_attentions(self) -> Iterator[Attention]:

@@ -1,0 +1,49 @@
+"""Tiny random models, built once per session."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from models.latent_diffusion import LatentDiffusion
+from tests.tiny_models import BASE, UPSCALER, save_tiny_models, tiny_base, tiny_upscaler
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, LatentDiffusion]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {BASE: tiny_base(folder / BASE), UPSCALER: tiny_upscaler(folder / UPSCALER)}
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same models as folders."""
+    folder = tmp_path_factory.mktemp("models")
+    save_tiny_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture() -> Image.Image:
+    """50 x 37 pixels: no multiple of anything."""
+    colours = Image.linear_gradient("L").resize((50, 37))
+    return Image.merge("RGB", (colours, colours.transpose(Image.Transpose.ROTATE_180), colours.point(lambda v: v // 2)))
+
+
+@pytest.fixture(scope="session")
+def mask() -> Image.Image:
+    """White in the middle of 50 x 37."""
+    hole = Image.new("L", (50, 37))
+    hole.paste(255, (12, 9, 40, 30))
+    return hole

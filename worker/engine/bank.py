@@ -1,0 +1,79 @@
+"""The tensors of one lane, allocated once. A row owns one slot of each, so nothing is gathered or moved per tick."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.attention import KeyValue
+from models.tasks import Start
+from worker.engine.resident import ResidentModel
+from worker.engine.scheduler import LaneKey
+
+
+class Bank:
+    """P slots; k = 2 in guided lanes ([unconditional | conditional]), else 1.
+
+    x, noise and clean (the predicted x_0) [P, z, h, w] fp32, conditioning [P, c, h, w] fp32 or None, kv per text
+    attention [k, P, heads, L, d], coefficients [P, T, 3], timesteps [P, T], step and active [P], guidance [P],
+    class_embedding [P, E] or None. A free slot holds zeros: it is computed along and stays finite.
+    """
+
+    def __init__(self, resident: ResidentModel, key: LaneKey, slots: int) -> None:
+        device = resident.model.device
+        steps = resident.time_table.shape[0]
+        size = (resident.model.autoencoder.config.latent_channels, key.height, key.width)
+        self.x = torch.zeros(slots, *size, device=device)
+        self.noise = torch.zeros_like(self.x)
+        self.clean = torch.zeros_like(self.x)
+        channels = resident.conditioning_channels
+        self.conditioning = torch.zeros(slots, channels, *size[1:], device=device) if channels else None
+        empty = resident.project([""] * (2 if key.guided else 1))
+        self.kv = [(_per_slot(k, slots), _per_slot(v, slots)) for k, v in empty]
+        self.coefficients = torch.zeros(slots, steps, 3, device=device)
+        self.timesteps = torch.zeros(slots, steps, dtype=torch.long, device=device)
+        self.step = torch.zeros(slots, dtype=torch.long, device=device)
+        self.active = torch.zeros_like(self.step)
+        self.guidance = torch.zeros(slots, device=device)
+        self.class_embedding: Tensor | None = None
+        if resident.model.unet.class_embedding is not None:
+            self.class_embedding = resident.time_table.new_zeros(slots, resident.time_table.shape[1])
+
+    def write(
+        self, slot: int, start: Start, kv: list[KeyValue], guidance_scale: float, class_embedding: Tensor | None
+    ) -> None:
+        """A row moves in, ready for its first step."""
+        steps = len(start.timesteps)
+        self.x[slot] = start.latents[0]
+        if self.conditioning is not None and start.conditioning is not None:
+            self.conditioning[slot] = start.conditioning[0]
+        for (k_bank, v_bank), (k, v) in zip(self.kv, kv, strict=True):
+            k_bank[:, slot] = k
+            v_bank[:, slot] = v
+        self.coefficients[slot, :steps] = start.coefficients
+        self.timesteps[slot, :steps] = torch.tensor(start.timesteps)
+        self.step[slot] = 0
+        self.active[slot] = 1
+        self.guidance[slot] = guidance_scale
+        if self.class_embedding is not None and class_embedding is not None:
+            self.class_embedding[slot] = class_embedding
+
+    def clear(self, slot: int) -> None:
+        """A row moves out; what it may have left behind, NaN for one, goes with it."""
+        for tensor in (self.x, self.noise, self.clean, self.conditioning, self.class_embedding):
+            if tensor is not None:
+                tensor[slot] = 0
+        for tensor in (self.coefficients, self.timesteps, self.step, self.active, self.guidance):
+            tensor[slot] = 0
+        for k, v in self.kv:
+            k[:, slot] = 0
+            v[:, slot] = 0
+
+    def rows_kv(self, rows: slice) -> list[KeyValue]:
+        """Keys and values [k * rows, heads, L, d] as `UNet.denoise` takes them; views when `rows` is the whole bank."""
+        return [(k[:, rows].flatten(0, 1), v[:, rows].flatten(0, 1)) for k, v in self.kv]
+
+
+def _per_slot(tensor: Tensor, slots: int) -> Tensor:
+    """[k, ...] -> zeros [k, slots, ...]."""
+    return tensor.new_zeros(tensor.shape[0], slots, *tensor.shape[1:])

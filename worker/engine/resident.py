@@ -1,0 +1,66 @@
+"""A loaded model with all that is computed once and then read at every step."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from models.attention import KeyValue
+from models.latent_diffusion import LatentDiffusion
+from models.schedule import NoiseSchedule
+from worker.engine.preview import LatentPreview
+
+_TEXTS_KEPT = 128
+
+
+class ResidentModel:
+    """`time_table` [T, E]: embeddings of all timesteps. `clean_table` [T, 2]: (C, D) of x_0 = C x + D out."""
+
+    @torch.inference_mode()
+    def __init__(self, model: LatentDiffusion) -> None:
+        self.model = model
+        timesteps = torch.arange(model.schedule.config.num_train_timesteps, device=model.device)
+        self.time_table = model.unet.embed_time(timesteps)
+        self.clean_table = clean_coefficients(model.schedule).to(model.device)
+        self.preview = LatentPreview.fit(model)
+        self.parameters = sum(parameter.numel() for parameter in model.unet.parameters())
+        self._texts: OrderedDict[str, Tensor] = OrderedDict()
+
+    @property
+    def conditioning_channels(self) -> int:
+        """Channels of the UNet's input beside the latents."""
+        return self.model.unet.config.in_channels - self.model.autoencoder.config.latent_channels
+
+    def context(self, prompt: str) -> Tensor:
+        """Text encoding [1, L, D]; those of the last prompts are kept, the empty one among them most often."""
+        if prompt not in self._texts:
+            self._texts[prompt] = self.model.text_encoder.encode(prompt)
+            if len(self._texts) > _TEXTS_KEPT:
+                self._texts.popitem(last=False)
+        self._texts.move_to_end(prompt)
+        return self._texts[prompt]
+
+    def project(self, prompts: list[str]) -> list[KeyValue]:
+        """Keys and values of every text attention for one row: k prompts -> each [k, heads, L, d]."""
+        context = torch.cat([self.context(prompt) for prompt in prompts])
+        return self.model.unet.project_context(context.to(self.model.device, self.time_table.dtype))
+
+    def class_embedding(self, label: int | None) -> Tensor | None:
+        """[E], to be added to the time embedding at every step; None for a structure without class labels."""
+        embedding = self.model.unet.class_embedding
+        if embedding is None:
+            return None
+        if label is None or not 0 <= label < embedding.num_embeddings:
+            raise ValueError(f"class label {label}: expected 0 to {embedding.num_embeddings - 1}")
+        return embedding.weight[label]
+
+
+def clean_coefficients(schedule: NoiseSchedule) -> Tensor:
+    """(C, D) for every timestep, [T, 2]: a step predicts x_0 = C x + D out (DDIM, eq. 9; v: Salimans & Ho, app. D)."""
+    signal = schedule.alphas_cumprod.sqrt()
+    noise = (1 - schedule.alphas_cumprod).sqrt()
+    if schedule.config.prediction_type == "epsilon":
+        return torch.stack([1 / signal, -noise / signal], dim=1)
+    return torch.stack([signal, -noise], dim=1)
