@@ -27,6 +27,19 @@ def _known_fields(cls: type[Any], data: Mapping[str, Any], off: Mapping[str, tup
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in names}
 
 
+def _check_sizes(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise UnsupportedStructure(f"{type(config).__name__}: {name}={value!r}; expected one positive integer")
+
+
+def _check_groups(widths: tuple[int, ...], groups: int) -> None:
+    for channels in widths:
+        if channels % groups:
+            raise ValueError(f"{channels} channels cannot be split into norm_num_groups={groups}")
+
+
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 
@@ -97,6 +110,8 @@ class UNetConfig:
     }
 
     def __post_init__(self) -> None:
+        _check_sizes(self, "in_channels", "out_channels", "layers_per_block", "cross_attention_dim", "norm_num_groups")
+        _check_sizes(self, "transformer_layers_per_block")
         levels = len(self.block_out_channels)
         if not levels == len(self.down_block_types) == len(self.up_block_types):
             raise ValueError(
@@ -107,9 +122,12 @@ class UNetConfig:
         unknown += [t for t in self.up_block_types if t not in UP_BLOCKS]
         if unknown:
             raise UnsupportedStructure(f"UNet blocks {unknown} are not supported; expected {DOWN_BLOCKS + UP_BLOCKS}")
+        if len(self.heads) != levels:
+            raise ValueError(
+                f"attention_head_dim has {len(self.heads)} entries; expected one, or one per level ({levels})"
+            )
+        _check_groups(self.block_out_channels, self.norm_num_groups)
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
-            if channels % self.norm_num_groups:
-                raise ValueError(f"{channels} channels cannot be split into norm_num_groups={self.norm_num_groups}")
             if channels % heads:
                 raise ValueError(f"{channels} channels cannot be split into {heads} attention heads")
 
@@ -156,10 +174,12 @@ class AutoencoderConfig:
         "use_post_quant_conv": (True,),
     }
 
+    # What diffusers takes for a field that its file leaves out, where the paper's f=8 autoencoder has more.
+    _ABSENT: ClassVar[Mapping[str, Any]] = {"block_out_channels": [64], "layers_per_block": 1}
+
     def __post_init__(self) -> None:
-        for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ValueError(f"{channels} channels cannot be split into norm_num_groups={self.norm_num_groups}")
+        _check_sizes(self, "in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+        _check_groups(self.block_out_channels, self.norm_num_groups)
 
     @property
     def downsampling_factor(self) -> int:
@@ -168,7 +188,8 @@ class AutoencoderConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        levels = len(data.get("block_out_channels", cls.block_out_channels))
+        data = {**cls._ABSENT, **data}
+        levels = len(data["block_out_channels"])
         off = {
             **cls._OFF,
             "down_block_types": (["DownEncoderBlock2D"] * levels,),
@@ -188,7 +209,7 @@ class AutoencoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Noise schedule and DDIM settings, diffusers' `DDIMScheduler`."""
+    """Noise schedule and DDIM settings, diffusers' `DDIMScheduler`. `steps_offset` counts for leading spacing alone."""
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
@@ -209,7 +230,11 @@ class ScheduleConfig:
         "skip_prk_steps": (True, False),
         "thresholding": (False,),
         "trained_betas": (None,),
+        "variance_type": ("fixed_small",),  # of DDPM's sampler, which an upscaler names for its low-resolution noise
     }
+
+    # What diffusers takes for a field that its file leaves out, where that is not what latent diffusion uses.
+    _ABSENT: ClassVar[Mapping[str, Any]] = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -224,7 +249,8 @@ class ScheduleConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**_known_fields(cls, data, cls._OFF))
+        absent = {**cls._ABSENT, "set_alpha_to_one": data.get("_class_name") == "DDIMScheduler"}
+        return cls(**_known_fields(cls, {**absent, **data}, cls._OFF))
 
     def to_dict(self) -> dict[str, Any]:
         return {"_class_name": "DDIMScheduler", "clip_sample": False, **dataclasses.asdict(self)}

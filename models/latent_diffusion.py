@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder, Posterior
+from models.config import UnsupportedStructure
 from models.samplers import ddim_step, guide
 from models.schedule import NoiseSchedule
 from models.tasks import PictureRequest, Task, finish, prepare
@@ -37,6 +38,23 @@ class LatentDiffusion(nn.Module):
         self.text_encoder = text_encoder
         self.schedule = schedule
         self.low_res_schedule = low_res_schedule
+        self._check()
+
+    def _check(self) -> None:
+        """Raises UnsupportedStructure when the parts do not fit one another."""
+        unet, z = self.unet.config, self.autoencoder.config.latent_channels
+        upscales = self.low_res_schedule is not None
+        expected: dict[str, tuple[int, ...]] = {
+            "in_channels": (z + self.autoencoder.config.in_channels,) if upscales else (z, 2 * z + 1),
+            "out_channels": (z,),
+            "cross_attention_dim": (self.text_encoder.width,),
+        }
+        for name, values in expected.items():
+            if getattr(unet, name) not in values:
+                allowed = " or ".join(map(str, values))
+                raise UnsupportedStructure(f"UNet {name}={getattr(unet, name)}; expected {allowed} beside these parts")
+        if (unet.num_class_embeds is not None) != upscales:
+            raise UnsupportedStructure("an upscaler, and no other model, has num_class_embeds and a low_res_scheduler")
 
     @classmethod
     def load(cls, folder: str | Path) -> LatentDiffusion:
@@ -49,6 +67,14 @@ class LatentDiffusion(nn.Module):
         return self.low_res_schedule is None and (
             self.unet.config.in_channels == 2 * self.autoencoder.config.latent_channels + 1
         )
+
+    @property
+    def max_noise_level(self) -> int:
+        """The largest timestep to which an upscaler noises its input; 0 for other models.
+
+        350 as in diffusers, where its table of class embeddings goes that far.
+        """
+        return min(self.unet.config.num_class_embeds or 1, 351) - 1
 
     @property
     def tasks(self) -> frozenset[Task]:

@@ -156,6 +156,8 @@ def _prepare_upscale(
         raise ValueError(
             f"upscale makes {4 * image.width}x{4 * image.height} of this image, not {request.width}x{request.height}"
         )
+    if not 0 <= request.noise_level <= model.max_noise_level:
+        raise ValueError(f"noise_level={request.noise_level}: expected 0 to {model.max_noise_level}")
     assert model.low_res_schedule is not None  # what made it serve the task
     low_res = to_pixels(image)
     noise = torch.randn(low_res.shape, generator=generator, dtype=torch.float32)

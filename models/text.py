@@ -53,6 +53,11 @@ class TextEncoder(nn.Module):
         write_tensors(folder / "text_encoder" / WEIGHTS, weights, dtype)
 
     @property
+    def width(self) -> int:
+        """D of the context."""
+        return int(self.transformer.config.hidden_size)
+
+    @property
     def max_tokens(self) -> int:
         """Context length L, start and end tokens included."""
         return int(self.tokenizer.model_max_length)

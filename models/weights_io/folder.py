@@ -91,7 +91,7 @@ def _index(model: LatentDiffusion) -> dict[str, Any]:
         "tokenizer": ["transformers", "CLIPTokenizer"],
     }
     if model.low_res_schedule is not None:
-        low_res = {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": 350}
+        low_res = {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": model.max_noise_level}
         return {"_class_name": "StableDiffusionUpscalePipeline", **index, **low_res}
     absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     pipeline = "StableDiffusionInpaintPipeline" if model.inpaints else "StableDiffusionPipeline"
