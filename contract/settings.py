@@ -60,6 +60,14 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=1.5, gt=0, description="how often a worker renews its leases")
     reap_seconds: float = Field(default=1.0, gt=0, description="how often lapsed leases are looked for")
     max_abandonments: int = Field(default=5, ge=1, description="a job abandoned more often fails as worker_lost")
+    drain_seconds: float = Field(default=8.0, ge=0, description="how long a stopping worker finishes what it has begun")
+    worker_slots: int = Field(default=8, ge=1, le=256, description="pictures that share one forward pass at most")
+    worker_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads, rounded down to a power of two; default: the cores it may use"
+    )
+    worker_metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="port of a worker's /metrics; 0 takes a free one; default: none"
+    )
 
     # What is kept, counted from the job's end
     retention_seconds: int = Field(default=7 * 86400, ge=1, description="life of an ended job, its result and pictures")
