@@ -62,11 +62,9 @@ def check_limits(request: PictureRequest, card: ModelCard, settings: Settings) -
         faults.append(_wrong("class_label", f"expected {takes}; got {request.class_label}"))
     for index, lora in enumerate(request.loras):
         if lora.name not in card.loras:
-            known = ", ".join(card.loras) or "none"
-            where = pointer("loras", index, "name")
-            faults.append(
-                FieldError(pointer=where, detail=f"{lora.name} is no adapter of {card.name}; it has: {known}")
-            )
+            known = ", ".join(card.loras) or "none, it has no adapters"
+            detail = f"{lora.name} is no adapter of {card.name}; expected one of: {known}"
+            faults.append(FieldError(pointer=pointer("loras", index, "name"), detail=detail))
     for field, most in (("width", card.max_width), ("height", card.max_height)):
         asked = getattr(request, field, None)
         if asked is not None and asked > min(most, settings.max_side):

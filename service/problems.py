@@ -1,6 +1,7 @@
 """Every refusal is one RFC 9457 document, `application/problem+json`, with a stable `code` and one entry per field."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -21,6 +22,7 @@ from contract.spec import JobError
 PROBLEM_TYPE: Final = "application/problem+json"
 REQUEST_ID_SCOPE_KEY: Final = "darkroom.request_id"
 _SHOWN_CHARS: Final = 60
+_SHOULD: Final = re.compile(r"^\w+ should (be|have) ")  # "Input should be ...", "String should have ..."
 _CODE_OF_STATUS: Final = {
     404: ErrorCode.NOT_FOUND,
     405: ErrorCode.METHOD_NOT_ALLOWED,
@@ -115,7 +117,7 @@ def expectation(error: ErrorDetails) -> str:
     """What pydantic expected, and what it got, in one line."""
     if error["type"] == "missing":
         return "this field is required"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    message = _SHOULD.sub("expected ", error["msg"].removeprefix("Value error, "))
     if error["type"] in ("value_error", "extra_forbidden"):
         return message
     return f"{message}; got {shown(error['input'])}"

@@ -35,7 +35,7 @@ async def get_image(
     state: State,
     key: Annotated[str, Path(description="from a job's `images`", examples=["outputs/JOB/EXECUTION/0.png"])],
     expires: Annotated[int, Query(ge=0, le=2**40, description="Unix seconds", examples=[1800000000])],
-    signature: Annotated[str, Query(max_length=200, examples=["c2lnbmF0dXJl"])],
+    signature: Annotated[str, Query(max_length=200, description="of key and expiry", examples=["c2lnbmF0dXJl"])],
 ) -> Response:
     """A finished picture, through the URL that a job gave."""
     now = time.time()
