@@ -92,12 +92,12 @@ def _make_text_and_time_matter(unet: UNet) -> None:
 
 def save_tiny_models(folder: Path) -> None:
     """`folder`/tiny and `folder`/tiny-x4, each a model folder with its card.json, in fp32."""
-    for card, build in ((_base_card(), tiny_base), (_upscaler_card(), tiny_upscaler)):
+    for card, build in ((base_card(), tiny_base), (upscaler_card(), tiny_upscaler)):
         save_folder(build(folder / f"{card.name}-tokenizer"), folder / card.name, dtype=torch.float32)
         (folder / card.name / "card.json").write_text(card.model_dump_json(), encoding="utf-8")
 
 
-def _base_card() -> ModelCard:
+def base_card() -> ModelCard:
     tasks = (Task.TXT2IMG, Task.IMG2IMG, Task.INPAINT)
     return ModelCard(
         name=BASE,
@@ -115,7 +115,7 @@ def _base_card() -> ModelCard:
     )
 
 
-def _upscaler_card() -> ModelCard:
+def upscaler_card() -> ModelCard:
     return ModelCard(
         name=UPSCALER,
         tasks=(Task.UPSCALE,),

@@ -1,0 +1,123 @@
+"""A worker process: load the models, warm up, take jobs until told to stop."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from broker.store import Store
+from contract.card import ModelCard
+from contract.settings import Settings
+from contract.spec import Task
+from models.latent_diffusion import LatentDiffusion
+from models.tasks import PictureRequest
+from worker.batch_worker import BatchWorker, ServedModel
+from worker.engine.engine import Engine, RowFailed
+from worker.measures import WorkerMetrics
+
+CARD: Final = "card.json"
+
+_log = structlog.get_logger("darkroom.worker")
+
+
+class ModelFolderError(ValueError):
+    """A model cannot be served from its folder; the text says why."""
+
+
+def main(settings: Settings, models: Sequence[str], model_dir: Path) -> None:
+    """Serves `models`, each a folder in `model_dir`, until SIGTERM or SIGINT. Raises `ModelFolderError`, or
+    `models.weights_io.folder.WeightsError` for broken weights."""
+    configure_log()
+    threads = pin_threads(settings.worker_threads)
+    begun = time.monotonic()
+    served = {name: load(model_dir / name) for name in models}
+    engine = Engine(
+        {name: one.model for name, one in served.items()},
+        buckets=buckets(settings.worker_slots),
+        capacity=2 * settings.worker_slots,
+    )
+    warm_up(engine, served)
+    _log.info("models loaded", models=list(models), threads=threads, seconds=round(time.monotonic() - begun, 2))
+    metrics = WorkerMetrics()
+    if settings.worker_metrics_port is not None:
+        port = metrics.serve(settings.host, settings.worker_metrics_port)
+        _log.info("metrics", url=f"http://{settings.host}:{port}/metrics")
+    worker = BatchWorker(settings, served, engine, Store(settings.store_url), metrics)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop())
+    worker.work()
+
+
+def configure_log() -> None:
+    """Lines for people, with plain tracebacks: structlog's own would show local variables, prompts among them."""
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
+
+
+def load(folder: Path) -> ServedModel:
+    """The model and its card, which must agree on what the model does."""
+    path = folder / CARD
+    try:
+        card = ModelCard.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ModelFolderError(f"{path} is missing: expected a model folder with its card") from error
+    except ValidationError as error:
+        raise ModelFolderError(f"{path} is no model card: {error}") from error
+    if card.name != folder.name:
+        raise ModelFolderError(f"{path} is the card of {card.name}; expected that of {folder.name}")
+    model = LatentDiffusion.load(folder)
+    unable = {task.value for task in card.tasks} - model.tasks
+    if unable:
+        raise ModelFolderError(f"{path} promises {', '.join(sorted(unable))}, which these weights cannot do")
+    return ServedModel(card, model)
+
+
+def buckets(slots: int) -> tuple[int, ...]:
+    """Batch sizes of a forward pass: powers of two, and the number of slots itself."""
+    return (*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots)
+
+
+def pin_threads(wanted: int | None) -> int:
+    """A power of two: with other numbers some kernels split a batch differently from row to row."""
+    available = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    threads = 1 << ((wanted or available).bit_length() - 1)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def warm_up(engine: Engine, served: Mapping[str, ServedModel]) -> None:
+    """One step of one picture per model, so that the first job finds every kernel loaded.
+
+    Raises `ModelFolderError` when a model cannot make its picture.
+    """
+    for name, one in served.items():
+        card = one.card
+        task = card.tasks[0]
+        factor = card.upscale_factor or 1 if task is Task.UPSCALE else 1
+        size = (card.default_width // factor, card.default_height // factor)
+        request = PictureRequest(
+            task=task.value,
+            prompt="",
+            width=size[0] * factor,
+            height=size[1] * factor,
+            seed=0,
+            steps=1,
+            guidance_scale=card.default_guidance[task],
+            image=None if task is Task.TXT2IMG else Image.new("RGB", size),
+            mask=Image.new("L", size, 255) if task is Task.INPAINT else None,
+        )
+        engine.submit(name, name, request)
+    while not engine.idle:
+        for event in engine.tick():
+            if isinstance(event, RowFailed):
+                raise ModelFolderError(f"{event.row_id} cannot make a picture: {event.error}") from event.error

@@ -1,0 +1,101 @@
+"""A job spec as the pictures that the engine makes, its inputs read from the store, and what its caller should know."""
+
+import io
+import re
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from PIL import Image, UnidentifiedImageError
+
+from broker.store import ObjectMissingError, Store
+from contract.card import ModelCard
+from contract.errors import ErrorCode
+from contract.spec import JobError, JobSpec, JobWarning, Task
+from models.tasks import PictureRequest
+from models.text import TextEncoder
+from worker.patience import patiently
+
+_TASKS: Final[dict[Task, Literal["txt2img", "img2img", "inpaint", "upscale"]]] = {
+    Task.TXT2IMG: "txt2img",
+    Task.IMG2IMG: "img2img",
+    Task.INPAINT: "inpaint",
+    Task.UPSCALE: "upscale",
+}
+_MODES: Final = {"image": "RGB", "mask": "L"}
+
+
+class BadJobError(Exception):
+    """The job cannot be run here, for a reason that its caller should read."""
+
+    def __init__(self, code: ErrorCode, detail: str) -> None:
+        super().__init__(detail)
+        self.error = JobError(code=code, detail=detail)
+
+
+def load_inputs(store: Store, spec: JobSpec) -> dict[str, Image.Image]:
+    """The job's pictures by name, decoded. Raises `BadJobError`, or `StoreError` when the store is away."""
+    pictures = {}
+    for name, key in spec.inputs.items():
+        try:
+            image = Image.open(io.BytesIO(patiently(store.get, key)), formats=["PNG"])
+            pictures[name] = image.convert(_MODES.get(name, "RGB"))
+        except ObjectMissingError as error:
+            detail = f"the stored {name} is gone; inputs are kept for a while after a job's end: send the request again"
+            raise BadJobError(ErrorCode.INPUT_MISSING, detail) from error
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise BadJobError(ErrorCode.IMAGE_INVALID, f"the stored {name} is no readable PNG picture") from error
+    return pictures
+
+
+def picture_requests(spec: JobSpec, card: ModelCard, inputs: Mapping[str, Image.Image]) -> list[PictureRequest]:
+    """One request per picture. Raises `BadJobError` for what the model does not have."""
+    if spec.task not in card.tasks:
+        raise BadJobError(ErrorCode.VALIDATION_FAILED, f"{card.name} serves {', '.join(card.tasks)}, not {spec.task}")
+    if spec.loras or spec.class_label is not None:
+        raise BadJobError(ErrorCode.VALIDATION_FAILED, f"{card.name} has neither LoRAs nor class labels")
+    noise_level = spec.noise_level if spec.noise_level is not None else card.default_noise_level
+    return [
+        PictureRequest(
+            task=_TASKS[spec.task],
+            prompt=spec.prompt,
+            negative_prompt=spec.negative_prompt,
+            width=spec.width,
+            height=spec.height,
+            seed=spec.picture_seed(index),
+            steps=spec.steps,
+            guidance_scale=spec.guidance_scale,
+            eta=spec.eta,
+            strength=spec.strength,
+            image=inputs.get("image"),
+            mask=inputs.get("mask"),
+            noise_level=noise_level or 0,
+        )
+        for index in range(spec.n)
+    ]
+
+
+def prompt_warnings(spec: JobSpec, card: ModelCard, text: TextEncoder) -> tuple[JobWarning, ...]:
+    """Names the words that the model does not read, and those that it has never seen."""
+    warnings = []
+    for field, prompt in (("prompt", spec.prompt), ("negative_prompt", spec.negative_prompt)):
+        lost = text.lost_words(prompt)
+        if lost:
+            message = f"{card.name} reads {text.max_tokens - 2} tokens; lost from the end of {field}: {lost}"
+            warnings.append(JobWarning(code="prompt_truncated", message=message))
+        unknown = unknown_words(prompt, card, text)
+        if unknown:
+            message = f"{card.name} does not know these words of {field}: {', '.join(unknown)}"
+            warnings.append(JobWarning(code="unknown_words", message=message))
+    return tuple(warnings)
+
+
+def unknown_words(prompt: str, card: ModelCard, text: TextEncoder) -> list[str]:
+    """Words outside the model's vocabulary, as often unknown to the tokenizer as merely never seen in training.
+
+    None for a model without a stated vocabulary: its tokenizer may well split words that it knows.
+    """
+    known = set(card.vocabulary.words)
+    if not known:
+        return []
+    words = dict.fromkeys([*re.findall(r"[^\W_]+", prompt.lower()), *text.split_words(prompt)])
+    return [word for word in words if word not in known]
