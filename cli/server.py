@@ -63,15 +63,10 @@ API reference: {url}/docs   Ctrl-C stops."""
 
 def gateway() -> None:
     """Serve HTTP. Settings come from DARKROOM_... variables; needs Redis or Valkey and a picture store, never torch."""
-    import uvicorn
-
     from contract.settings import Settings
-    from service.app import create_app
+    from service.main import main
 
-    settings = Settings()
-    uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, loop="uvloop", http="httptools", access_log=False
-    )
+    main(Settings())
 
 
 def worker(models: Models = DEFAULT_MODELS, model_dir: options.ModelDir = options.DEFAULT_MODEL_DIR) -> None:
