@@ -4,6 +4,7 @@ Previews travel in the event as base64, read when the event is sent: only the la
 comes late sees fewer of them.
 """
 
+import asyncio
 from base64 import b64encode
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -40,14 +41,15 @@ class EventsStart:
 
 async def stream_events(request: Request, start: EventsStart) -> AsyncGenerator[ServerSentEvent, None]:
     """Up to the terminal event. Ends early when Redis or the store goes away: clients come back by themselves."""
-    broker, job = GatewayState.of(request).broker, start.job
+    state, job = GatewayState.of(request), start.job
+    broker = state.broker
     try:
         if start.fresh:
             yield await snapshot(request, job, start.position)
             if job.status.ended:
                 return
         async with aclosing(broker.follow(job.spec.id, start.position)) as events:
-            async for streamed in events:
+            while (streamed := await _next_unless(state.closing, events)) is not None:
                 shown = await _public(request, broker, job.spec.id, streamed)
                 if shown is not None:
                     yield shown
@@ -58,6 +60,19 @@ async def stream_events(request: Request, start: EventsStart) -> AsyncGenerator[
             yield await snapshot(request, latest, None)
     except (*REDIS_UNAVAILABLE, StoreError):
         return
+
+
+async def _next_unless(closing: asyncio.Event, events: AsyncGenerator[StreamedEvent, None]) -> StreamedEvent | None:
+    """The next event; None at the end of the stream, or when the server stops."""
+    coming = asyncio.ensure_future(anext(events, None))
+    stopping = asyncio.create_task(closing.wait())
+    try:
+        await asyncio.wait((coming, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return coming.result() if coming.done() else None
+    finally:
+        coming.cancel()
+        stopping.cancel()
+        await asyncio.gather(coming, stopping, return_exceptions=True)  # `events` is free again
 
 
 async def snapshot(request: Request, record: JobRecord, event_id: str | None) -> ServerSentEvent:

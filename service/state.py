@@ -1,5 +1,6 @@
 """What one gateway process holds while it runs: built by the app's lifespan, reached through the request."""
 
+import asyncio
 from typing import Self
 
 from fastapi import Request
@@ -21,6 +22,7 @@ class GatewayState:
         self.metrics = metrics
         self.api_keys = ApiKeys(settings.api_keys)
         self.uploads = Uploads(settings.max_side, settings.max_pixels)
+        self.closing = asyncio.Event()  # set when the server stops: what waits for a job then answers at once
         self._signer: UrlSigner | None = None
 
     @classmethod

@@ -20,19 +20,21 @@ def seconds_to_wait(prefer: str | None, most: float) -> float | None:
 
 
 async def wait_for_end(request: Request, state: GatewayState, job_id: str, seconds: float, cancel: bool) -> None:
-    """Until the job has ended, `seconds` have passed or the client has left; then, with `cancel`, cancels the job."""
+    """Until the job has ended, `seconds` have passed, the server stops or the client has left; with `cancel`, the last
+    cancels the job."""
     waiting = asyncio.create_task(state.broker.wait(job_id, seconds))
     leaving = asyncio.create_task(_client_leaves(request))
+    closing = asyncio.create_task(state.closing.wait())
     try:
-        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((waiting, leaving, closing), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
             waiting.result()  # raises what it met
-        elif cancel:
+        elif leaving.done() and cancel:
             await state.broker.cancel(job_id)
     finally:
-        waiting.cancel()
-        leaving.cancel()
-        await asyncio.gather(waiting, leaving, return_exceptions=True)
+        for task in (waiting, leaving, closing):
+            task.cancel()
+        await asyncio.gather(waiting, leaving, closing, return_exceptions=True)
 
 
 async def _client_leaves(request: Request) -> None:

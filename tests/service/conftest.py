@@ -21,6 +21,7 @@ from contract.card import ModelCard, Vocabulary
 from contract.settings import Settings
 from contract.spec import JobResult, PictureResult, Task, Timings
 from service.app import create_app
+from service.main import GatewayServer
 
 SMALL = ModelCard(
     name="darkroom-small",
@@ -65,7 +66,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
         http="httptools",
         loop="none",
     )
-    server = uvicorn.Server(config)
+    server = GatewayServer(config)
     running = asyncio.create_task(server.serve())
     while not server.started:
         assert not running.done(), "the gateway did not start"
