@@ -99,7 +99,9 @@ def prepare(model: LatentDiffusion, request: PictureRequest) -> Start:
         return _prepare_upscale(model, request, shape, generator)
 
     timesteps = model.schedule.timesteps(request.steps)
-    full = request.task == "txt2img" or request.strength >= 1.0
+    if not 0.0 < request.strength <= 1.0:
+        raise ValueError(f"strength={request.strength}: expected more than 0, at most 1")
+    full = request.task == "txt2img" or request.strength == 1.0
     if not full:
         timesteps = timesteps[-max(int(request.steps * request.strength), 1) :]
     noise_only = full and (model.inpaints or request.task == "txt2img")

@@ -15,6 +15,19 @@ PREFIX = "text_model."
 """Published files have it before every key; the modules of transformers 5 have lost it."""
 
 
+def _load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Raises WeightsError. (transformers makes a tokenizer of nothing where files are missing.)"""
+    whole = (folder / "tokenizer.json").is_file()
+    read_json(folder / ("tokenizer.json" if whole else "vocab.json"))
+    if not whole and not (folder / "merges.txt").is_file():
+        raise WeightsError(f"{folder / 'merges.txt'} is missing; vocab.json does not go without it")
+    try:
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the Rust tokenizer raises no narrower class
+        raise WeightsError(f"{folder}: no CLIP tokenizer can be read from it: {error}") from error
+    return tokenizer
+
+
 class TextEncoder(nn.Module):
     """Prompt -> tokens [1, L, D]: last hidden state after the final norm, causal mask only, as in SD 1 and 2."""
 
@@ -33,11 +46,14 @@ class TextEncoder(nn.Module):
 
         Raises WeightsError. (transformers' own loader only warns of a missing key and goes on with random weights.)
         """
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"{folder / 'tokenizer'}: no CLIP tokenizer can be read from it: {error}") from error
+        tokenizer = _load_tokenizer(folder / "tokenizer")
         encoder = cls.create(tokenizer, CLIPTextConfig.from_dict(read_json(folder / "text_encoder" / "config.json")))
+        config = encoder.transformer.config
+        if len(tokenizer) > config.vocab_size or encoder.max_tokens > config.max_position_embeddings:
+            raise WeightsError(
+                f"{folder}: the tokenizer has {len(tokenizer)} tokens and {encoder.max_tokens} places, "
+                f"the text encoder only {config.vocab_size} and {config.max_position_embeddings}"
+            )
         path = folder / "text_encoder" / WEIGHTS
         weights = {key.removeprefix(PREFIX): tensor for key, tensor in read_tensors(path).items()}
         weights.pop("embeddings.position_ids", None)  # 0, 1, 2, ...; older files store them
@@ -47,6 +63,7 @@ class TextEncoder(nn.Module):
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """To `folder`/tokenizer and `folder`/text_encoder, as `load`, diffusers and transformers (4 and 5) read it."""
         self.tokenizer.save_pretrained(folder / "tokenizer")
+        self.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json and merges.txt
         config = {"architectures": ["CLIPTextModel"], **self.transformer.config.to_diff_dict()}
         write_json(folder / "text_encoder" / "config.json", config)
         weights = {PREFIX + key: tensor for key, tensor in self.transformer.state_dict().items()}
