@@ -4,6 +4,7 @@ import typer
 
 from cli import generate, jobs, server
 from cli.demo import demo
+from cli.render import render
 
 app = typer.Typer(
     name="darkroom",
@@ -23,12 +24,13 @@ app = typer.Typer(
     """,
 )
 
-_PICTURES = "Make pictures on a server"
+_PICTURES = "Make pictures"
 _SERVERS = "Run servers"
 for command in (generate.txt2img, generate.img2img, generate.inpaint, generate.upscale):
     app.command(rich_help_panel=_PICTURES)(command)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=_PICTURES)
 app.add_typer(jobs.models_app, name="models", rich_help_panel=_PICTURES)
+app.command(rich_help_panel=_PICTURES)(render)
 app.command(rich_help_panel=_SERVERS)(demo)
 for command in (server.up, server.gateway, server.worker):
     app.command(rich_help_panel=_SERVERS)(command)

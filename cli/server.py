@@ -72,6 +72,10 @@ def gateway() -> None:
 def worker(models: Models = DEFAULT_MODELS, model_dir: options.ModelDir = options.DEFAULT_MODEL_DIR) -> None:
     """Make the pictures: load models, take jobs from the queue, denoise many at once. Needs torch."""
     from contract.settings import Settings
-    from worker.main import main
+    from worker.main import ModelFolderError, main
 
-    main(Settings(), models=names(models), model_dir=model_dir)
+    try:
+        main(Settings(), models=names(models), model_dir=model_dir)
+    except ModelFolderError as error:
+        err.print(str(error), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
