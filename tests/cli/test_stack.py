@@ -132,7 +132,7 @@ def followed(client: DarkroomClient, job: Job) -> Job:
 
 
 def test_events_and_polling_tell_the_same_end(client: DarkroomClient) -> None:
-    """Where events do not come (here: the address answers 404 with no stream), the client asks instead."""
+    """Where events do not come (here: the address answers with something else), the client asks instead."""
     job = client.submit(Task.TXT2IMG, {"prompt": "a pizza", "steps": 12})
     updates = list(client.follow(job))
     assert updates[-1] == Update(status=JobStatus.SUCCEEDED)
