@@ -31,6 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
+# Tests share few cores with the servers that they start: threads that spin while they wait would slow all of them.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: $(STAMP) ## the whole test suite; PYTEST_ARGS adds arguments
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 

@@ -17,6 +17,8 @@ from cli.client import DarkroomClient
 
 STOP_SECONDS = 15.0  # a worker may be in the middle of a forward pass
 LOG_TAIL_BYTES = 4000
+# OpenMP threads that spin while they wait are ten times slower as soon as another process wants their cores.
+_SHARED_MACHINE = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class StackError(RuntimeError):
@@ -96,12 +98,16 @@ class Stack:
             raise StackError(str(error)) from error
         port = config.port or free_port()
         self.url = f"http://127.0.0.1:{port}"
-        environment = os.environ | {
-            "DARKROOM_REDIS_URL": self._valkey.url,
-            "DARKROOM_STORE_URL": f"file:{(config.folder / 'store').resolve()}",
-            "DARKROOM_HOST": "127.0.0.1",
-            "DARKROOM_PORT": str(port),
-        }
+        environment = (
+            _SHARED_MACHINE
+            | os.environ
+            | {
+                "DARKROOM_REDIS_URL": self._valkey.url,
+                "DARKROOM_STORE_URL": f"file:{(config.folder / 'store').resolve()}",
+                "DARKROOM_HOST": "127.0.0.1",
+                "DARKROOM_PORT": str(port),
+            }
+        )
         worker = ["worker", "--models", ",".join(config.models), "--model-dir", str(config.model_dir)]
         self._spawn("gateway", ["gateway"], environment)
         self._spawn("worker", worker, environment)
