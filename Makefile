@@ -7,7 +7,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 ROOMS := contract broker service models worker training cli benchmarks
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# What `make demo` takes; exported, so that no quoting in a prompt can break a recipe.
+# What `make demo` takes: exported as written, so that no quote or dollar in a prompt can break a recipe.
+override PROMPT := $(value PROMPT)
 export PROMPT SEED OUT
 
 .PHONY: help setup test lint demo serve score bench-latency train clean
