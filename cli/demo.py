@@ -53,6 +53,8 @@ def demo(
 
     With --prompt: only that picture. Example: darkroom demo --prompt "a cat on a red background" --seed 3 --out cat.png
     """
+    if out_file is not None and prompt is None:
+        raise typer.BadParameter("--out names the picture of --prompt; without a prompt, give --folder")
     models = SHIPPED_MODELS if prompt is None else SHIPPED_MODELS[:1]
     try:
         with tempfile.TemporaryDirectory(prefix="darkroom-") as data, stop_signals_raise(), friendly_errors():
