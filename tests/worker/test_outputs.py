@@ -1,0 +1,93 @@
+"""Files as other tools read them, always the same bytes."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from broker.store import Store, StoreError
+from contract.spec import JobSpec, OutputFormat
+from worker import patience
+from worker.outputs import encode, encode_preview, parameters_text, store_picture
+
+MakeSpec = Callable[..., JobSpec]
+DIGEST = "0123456789abcdef"
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def test_parameters_text(make_spec: MakeSpec) -> None:
+    spec = make_spec(prompt="größe ☕", seed=7, n=2)
+    assert parameters_text(spec, 1, DIGEST) == (
+        "größe ☕\nSteps: 4, Sampler: DDIM, CFG scale: 3, Seed: 8, Size: 64x64, Model: tiny, Model hash: 0123456789"
+    )
+    inputs = {"image": "inputs/a/image.png"}
+    spec = make_spec(
+        task="img2img", inputs=inputs, prompt="a cat", negative_prompt="dog", eta=0.5, strength=0.75, guidance_scale=2.5
+    )
+    assert parameters_text(spec, 0, "") == (
+        "a cat\nNegative prompt: dog\nSteps: 4, Sampler: DDIM, CFG scale: 2.5, Seed: 7, Size: 64x64, Model: tiny, "
+        "Eta: 0.5, Denoising strength: 0.75"
+    )
+
+
+def test_png_is_lossless_and_carries_the_parameters(make_spec: MakeSpec, picture: Image.Image) -> None:
+    spec = make_spec(prompt="größe ☕")
+    image = opened(encode(picture, spec, 0, DIGEST))
+    assert image.info == {"parameters": parameters_text(spec, 0, DIGEST)}
+    assert image.tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize("output_format", [OutputFormat.JPEG, OutputFormat.WEBP])
+def test_exif_carries_the_parameters(make_spec: MakeSpec, picture: Image.Image, output_format: OutputFormat) -> None:
+    spec = make_spec(prompt="größe ☕", output_format=output_format)
+    comment = opened(encode(picture, spec, 0)).getexif().get_ifd(0x8769)[0x9286]
+    assert comment == b"UNICODE\0" + parameters_text(spec, 0, "").encode("utf-16-be")
+    low = encode(picture, spec.model_copy(update={"output_quality": 10}), 0)
+    assert len(low) < len(encode(picture, spec, 0))
+
+
+@pytest.mark.parametrize("output_format", list(OutputFormat))
+def test_no_metadata_when_asked_and_the_same_bytes_twice(
+    make_spec: MakeSpec, picture: Image.Image, output_format: OutputFormat
+) -> None:
+    spec = make_spec(prompt="secret", output_format=output_format, metadata=False)
+    data = encode(picture, spec, 0, DIGEST)
+    assert data == encode(picture, spec, 0, DIGEST)
+    assert not opened(data).getexif()
+    assert b"secret" not in data.replace(b"\0", b"")
+
+
+def test_store_picture(make_spec: MakeSpec, picture: Image.Image, tmp_path: Path) -> None:
+    spec, store = make_spec(n=3), Store(f"file:{tmp_path}")
+    result = store_picture(store, spec, "e1", 2, picture)
+    data = store.get(f"outputs/{spec.id}/e1/2.png")
+    assert result.key == f"outputs/{spec.id}/e1/2.png"
+    assert (result.index, result.seed, result.width, result.height) == (2, 9, 50, 37)
+    assert (result.bytes, result.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_a_store_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PAUSES", (0.0, 0.0))
+    tries = []
+
+    def fails(times: int) -> int:
+        tries.append(times)
+        if len(tries) <= times:
+            raise StoreError("away")
+        return len(tries)
+
+    assert patience.patiently(fails, 2) == 3
+    tries.clear()
+    with pytest.raises(StoreError, match="away"):
+        patience.patiently(fails, 3)
+
+
+def test_previews_are_small(picture: Image.Image) -> None:
+    assert opened(encode_preview(picture.resize((8, 8)), 1024, 512)).size == (256, 128)
+    assert opened(encode_preview(picture.resize((8, 8)), 64, 48)).size == (64, 48)
