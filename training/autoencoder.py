@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.autoencoder import Autoencoder
 from models.config import AutoencoderConfig
 from models.layers import ResnetBlock
+from training.adversarial import AdversarialAutoencoder
 from training.data import PictureDataset
 from training.loop import LoopSettings, train
 
@@ -27,13 +28,15 @@ SMALL_X4 = AutoencoderConfig(block_out_channels=(16, 48, 96), layers_per_block=1
 class AutoencoderSettings:
     """`crop` pixels a side until `whole_from` (share of the steps), then whole pictures, as norms see them in use.
 
-    `kl_weight` multiplies the mean KL of a latent element.
+    `kl_weight` multiplies the mean KL of a latent element. `adversarial_from` is the share of the steps after which a
+    patch discriminator joins in; None trains without one, and a run keeps the choice that it began with.
     """
 
     batch: int = 16
     crop: int = 64
     whole_from: float = 0.6
     kl_weight: float = 1e-4
+    adversarial_from: float | None = None
 
 
 def reconstruction_loss(reconstruction: Tensor, pixels: Tensor) -> Tensor:
@@ -71,21 +74,29 @@ def train_autoencoder(
     torch.manual_seed(loop.seed)
 
     def loss_fn(module: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        assert isinstance(module, Autoencoder)
+        autoencoder = module.autoencoder if isinstance(module, AdversarialAutoencoder) else module
+        assert isinstance(autoencoder, Autoencoder)
         late = step >= settings.whole_from * loop.steps
         batch = max(settings.batch * settings.crop**2 // whole**2, 1) if late else settings.batch
         pixels = _draw(data, batch, whole if late else settings.crop, generator)
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = module.encode(pixels)
+            posterior = autoencoder.encode(pixels)
             noise = torch.randn(posterior.mean.shape, generator=generator)
-            reconstruction = module.decode(posterior.sample(noise))
+            reconstruction = autoencoder.decode(posterior.sample(noise))
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
         l1 = reconstruction_loss(reconstruction.float(), pixels)
-        return {"loss": l1 + settings.kl_weight * kl, "l1": l1, "kl": kl}
+        losses = {"loss": l1 + settings.kl_weight * kl, "l1": l1, "kl": kl}
+        if isinstance(module, AdversarialAutoencoder):
+            return module.add_losses(losses, pixels, reconstruction.float(), active=step >= adversarial_step)
+        return losses
 
-    trained = train(
-        initialise(Autoencoder(config)), loss_fn, loop, folder, f"autoencoder f={config.downsampling_factor}"
-    )
+    start = initialise(Autoencoder(config))
+    adversarial = settings.adversarial_from is not None
+    adversarial_step = int((settings.adversarial_from or 0.0) * loop.steps)
+    title = f"autoencoder f={config.downsampling_factor}"
+    trained = train(AdversarialAutoencoder(start) if adversarial else start, loss_fn, loop, folder, title)
+    if isinstance(trained, AdversarialAutoencoder):
+        trained = trained.autoencoder
     assert isinstance(trained, Autoencoder)
     return with_unit_latents(trained, data)
 

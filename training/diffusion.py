@@ -145,9 +145,8 @@ def _draw(
     with_hole = torch.randint(max(len(data.masks), 1), (holes,), generator=generator)
     whole = torch.randint(len(data.latents), (settings.batch - holes,), generator=generator)
     rows = torch.cat([with_hole, whole])
-    blank = torch.cat([torch.ones(1, *data.masks.shape[2:]), data.blank.float()])
     hole = torch.cat([data.masks[with_hole], data.masked[with_hole]], dim=1).float()
-    return rows, data.latents[rows].float(), torch.cat([hole, blank.expand(len(whole), -1, -1, -1)])
+    return rows, data.latents[rows].float(), torch.cat([hole, data.all_masked.expand(len(whole), -1, -1, -1)])
 
 
 def new_denoiser(tokenizer_folder: Path, seed: int) -> Denoiser:

@@ -36,6 +36,11 @@ class LatentDataset:
     masked: Tensor
     blank: Tensor
 
+    @property
+    def all_masked(self) -> Tensor:
+        """[1 + z, h, w]: mask and masked latents of a picture that is to be painted whole."""
+        return torch.cat([torch.ones(1, *self.blank.shape[1:]), self.blank.float()])
+
 
 @torch.no_grad()
 def encode(autoencoder: Autoencoder, pixels: Tensor) -> Tensor:

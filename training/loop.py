@@ -42,6 +42,10 @@ class LoopSettings:
         return self.lr * 0.5 * (1 + math.cos(math.pi * min((step - start) / max(self.steps - start, 1), 1.0)))
 
 
+class DivergedError(RuntimeError):
+    """The loss or its gradient is no longer finite; nothing of that step reaches the weights or `state.pt`."""
+
+
 class TrainingState:
     """Module, its moving average, optimiser and step, in one file per folder."""
 
@@ -93,29 +97,25 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 def train(module: nn.Module, loss_fn: LossFn, settings: LoopSettings, folder: Path, title: str) -> nn.Module:
     """Run (or resume) to `settings.steps`; gives back the averaged module. `folder` gets `state.pt` and `log.csv`.
 
-    Raises RuntimeError when the loss is no longer finite; the last saved state stays.
+    Raises DivergedError; the last saved state stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = TrainingState(module, settings, folder)
     state.resume()
+    log = folder / "log.csv"
+    _forget_after(log, state.step)
     saved = time.monotonic()
-    sums: dict[str, float] = {}
+    means = _Means()
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[shown]}")) as progress:
         bar = progress.add_task(title, total=settings.steps, completed=state.step, shown="")
         while state.step < settings.steps:
-            for name, value in _optimise(state, loss_fn, settings).items():
-                sums[name] = sums.get(name, 0.0) + value
+            means.add(_optimise(state, loss_fn, settings))
             progress.update(bar, completed=state.step)
             if state.step % settings.log_every == 0:
-                means = {name: value / settings.log_every for name, value in sums.items()}
-                sums = {}
-                if not math.isfinite(means["loss"]):
-                    raise RuntimeError(
-                        f"{title}: the loss is {means['loss']} at step {state.step}; lower --lr and resume"
-                    )
-                _log(folder / "log.csv", state.step, settings.learning_rate(state.step), means)
-                progress.update(bar, shown=" ".join(f"{name} {value:.4f}" for name, value in means.items()))
+                losses = means.take()
+                _log(log, state.step, settings.learning_rate(state.step), losses)
+                progress.update(bar, shown=" ".join(f"{name} {value:.4f}" for name, value in losses.items()))
             if time.monotonic() - saved > settings.save_seconds:
                 state.save()
                 saved = time.monotonic()
@@ -127,13 +127,51 @@ def _optimise(state: TrainingState, loss_fn: LossFn, settings: LoopSettings) -> 
     for group in state.optimiser.param_groups:
         group["lr"] = settings.learning_rate(state.step)
     losses = loss_fn(state.module, state.step, step_generator(settings.seed, state.step))
+    values = {name: float(value.detach()) for name, value in losses.items()}
     losses["loss"].backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(state.module.parameters(), settings.clip_norm)
+    norm = float(nn.utils.clip_grad_norm_(state.module.parameters(), settings.clip_norm))
+    if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
+        raise DivergedError(
+            f"{state.path.parent}: at step {state.step} the loss is {values['loss']}, its gradient's norm {norm}; both "
+            "should be finite. Repeat the stage with a lower learning rate (lr): it goes on from the last saved step"
+        )
     state.optimiser.step()
     state.optimiser.zero_grad(set_to_none=True)
     state.step += 1
     state.update_average(settings.ema)
-    return {name: float(value.detach()) for name, value in losses.items()}
+    return values
+
+
+class _Means:
+    """Means of named losses over the steps since they were last taken."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+
+    def add(self, values: dict[str, float]) -> None:
+        self.steps += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def take(self) -> dict[str, float]:
+        means = {name: value / self.steps for name, value in self.sums.items()}
+        self.sums, self.steps = {}, 0
+        return means
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drops what an interrupted run logged after the step from which this one goes on, so that steps occur once."""
+    if not path.exists():
+        return
+    if step == 0:
+        path.unlink()
+        return
+    header, *rows = path.read_text(encoding="utf-8").splitlines()
+    kept = [row for row in rows if int(row.split(",")[0]) <= step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def _log(path: Path, step: int, lr: float, means: dict[str, float]) -> None:

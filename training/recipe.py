@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,28 +19,51 @@ from models.config import AutoencoderConfig
 from training.assemble import save_small, save_small_x4
 from training.autoencoder import SMALL, SMALL_X4, AutoencoderSettings, train_autoencoder
 from training.data import PictureDataset, write_dataset
-from training.diffusion import train_diffusion
+from training.diffusion import DiffusionSettings, train_diffusion
 from training.latents import read_latents, write_latents
 from training.loop import LoopSettings
 from training.tokenizer import build_tokenizer
-from training.upscaler import train_upscaler, write_upscaler_latents
+from training.upscaler import UpscalerSettings, train_upscaler, write_upscaler_latents
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The defaults made the shipped models on a CPU; a GPU can afford more of everything."""
+    """The defaults made the shipped models on a CPU.
+
+    `first_stage`, `second_stage` and `upscaler_stage` say what a step of the autoencoders, of the diffusion and of
+    the upscaler trains on; the `LoopSettings` beside them, how many steps and how fast.
+    """
 
     pictures: int = 49_152
     side: int = 128
     data_seed: int = 1
     autoencoder: LoopSettings = field(default_factory=lambda: LoopSettings(steps=4_200, warmup=50))
     autoencoder_x4: LoopSettings = field(default_factory=lambda: LoopSettings(steps=3_000, warmup=50))
+    first_stage: AutoencoderSettings = field(default_factory=AutoencoderSettings)
+    x4_batch: int = 8
     latents: int = 32_768
     masked_latents: int = 8_192
     diffusion: LoopSettings = field(default_factory=lambda: LoopSettings(steps=7_500))
+    second_stage: DiffusionSettings = field(default_factory=DiffusionSettings)
     upscaler_latents: int = 16_384
     upscaler_seed: int = 2
     upscaler: LoopSettings = field(default_factory=lambda: LoopSettings(steps=6_000))
+    upscaler_stage: UpscalerSettings = field(default_factory=UpscalerSettings)
+
+
+QUICK: Final = Recipe(
+    pictures=192,
+    side=64,
+    autoencoder=LoopSettings(steps=60, warmup=5, log_every=5),
+    autoencoder_x4=LoopSettings(steps=40, warmup=5, log_every=5),
+    latents=192,
+    masked_latents=64,
+    diffusion=LoopSettings(steps=60, warmup=5, ema=0.9, log_every=5),
+    second_stage=DiffusionSettings(batch=16),
+    upscaler_latents=64,
+    upscaler=LoopSettings(steps=30, warmup=5, ema=0.9, log_every=5),
+)
+"""Every stage in about a minute on one thread, at half size: shows that all parts work, and draws nothing yet."""
 
 
 class Workshop:
@@ -66,11 +90,10 @@ class Workshop:
 
     def autoencoder(self) -> None:
         """Both first stages: f = 8 for making pictures, f = 4 for the upscaler."""
-        settings = AutoencoderSettings()
-        self._autoencoder("autoencoder", SMALL, self.recipe.autoencoder, settings)
-        self._autoencoder(
-            "autoencoder-x4", SMALL_X4, self.recipe.autoencoder_x4, dataclasses.replace(settings, batch=8)
-        )
+        recipe = self.recipe
+        self._autoencoder("autoencoder", SMALL, recipe.autoencoder, recipe.first_stage)
+        settings = dataclasses.replace(recipe.first_stage, batch=recipe.x4_batch)
+        self._autoencoder("autoencoder-x4", SMALL_X4, recipe.autoencoder_x4, settings)
 
     def _autoencoder(
         self, name: str, config: AutoencoderConfig, loop: LoopSettings, settings: AutoencoderSettings
@@ -84,31 +107,32 @@ class Workshop:
     def diffusion(self) -> None:
         """Latents, then the UNet and its text encoder; ends with `weights/darkroom-small`."""
         autoencoder = self._load("autoencoder", SMALL)
-        folder = self.runs / "latents"
+        folder, recipe = self.runs / "latents", self.recipe
         if not (folder / "captions.json").exists():
             data = PictureDataset(self.runs / "data")
-            write_latents(
-                autoencoder, data, folder, self.recipe.latents, self.recipe.masked_latents, self.recipe.data_seed
-            )
-        tokenizer = self.runs / "tokenizer"
-        denoiser = train_diffusion(read_latents(folder), tokenizer, self.runs / "diffusion", self.recipe.diffusion)
+            write_latents(autoencoder, data, folder, recipe.latents, recipe.masked_latents, recipe.data_seed)
+        tokenizer, out = self.runs / "tokenizer", self.runs / "diffusion"
+        denoiser = train_diffusion(read_latents(folder), tokenizer, out, recipe.diffusion, recipe.second_stage)
         save_small(denoiser, autoencoder, self.weights)
 
     def upscaler(self) -> None:
         """Latents of large pictures beside small ones, then the upscaler; ends with `weights/darkroom-small-x4`."""
         autoencoder = self._load("autoencoder-x4", SMALL_X4)
-        folder = self.runs / "latents-x4"
+        folder, recipe = self.runs / "latents-x4", self.recipe
         if not (folder / "captions.json").exists():
-            recipe = self.recipe
             write_upscaler_latents(autoencoder, folder, recipe.upscaler_latents, recipe.upscaler_seed, recipe.side)
-        denoiser = train_upscaler(folder, self.runs / "tokenizer", self.runs / "upscaler", self.recipe.upscaler)
+        tokenizer, out = self.runs / "tokenizer", self.runs / "upscaler"
+        denoiser = train_upscaler(folder, tokenizer, out, recipe.upscaler, recipe.upscaler_stage)
         save_small_x4(denoiser, autoencoder, self.weights)
 
     def _weights(self, name: str) -> Path:
         return self.runs / name / "autoencoder.safetensors"
 
     def _load(self, name: str, config: AutoencoderConfig) -> Autoencoder:
-        tensors = load_file(self._weights(name))
+        path = self._weights(name)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: train it first with `darkroom train autoencoder`")
+        tensors = load_file(path)
         scale = round(float(tensors.pop("scaling_factor")), 5)
         autoencoder = Autoencoder(dataclasses.replace(config, scaling_factor=scale))
         autoencoder.load_state_dict(tensors)
