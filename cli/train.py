@@ -18,8 +18,8 @@ app = typer.Typer(
 
     [bold]In order:[/bold]  data, autoencoder, diffusion, upscaler; or all of them with  darkroom train all
 
-    [bold]Interrupt[/bold] with Ctrl-C whenever you like and repeat the command: a stage saves its state every two
-    minutes, goes on from there to the same weights, and does nothing once it is done.
+    [bold]Interrupt[/bold] with Ctrl-C and repeat the command: a stage saves its state every two minutes, goes on from
+    there to the same weights, and does nothing once it is done.
 
     [bold]Watch[/bold] with  darkroom train plot  and  darkroom train gate  while it runs;
     [bold]judge[/bold] with  darkroom train evaluate  afterwards.
@@ -29,12 +29,12 @@ app = typer.Typer(
 )
 
 Runs = Annotated[
-    Path | None, typer.Option("--runs", help="Data, states and logs. [default: runs; runs/quick with --quick]")
+    Path | None, typer.Option("--runs", help="Data, states and logs. \\[default: runs; runs/quick with --quick]")
 ]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", help="Finished models. [default: weights; RUNS/weights with --quick]")
+    Path | None, typer.Option("--weights", help="Finished models. \\[default: weights; RUNS/weights with --quick]")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. [default: all cores]")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. \\[default: all cores]")]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes that draw pictures.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Try every part in about a minute; such models draw nothing yet.")]
 Changes = Annotated[
@@ -53,7 +53,7 @@ def data(
     quick: Quick = False,
     changes: Changes = None,
 ) -> None:
-    """Draw captioned pictures, and build the tokenizer of their words: 3 minutes, 2.4 GB.
+    """Draw captioned pictures, and build the tokenizer of their words: about a minute, 2.4 GB.
 
     Needs the emoji font; the error says how to install it.
     """
@@ -108,7 +108,7 @@ def evaluate(context: typer.Context) -> None:
 @app.command()
 def plot(
     runs: Annotated[Path, typer.Option("--runs", help="Where the logs are.")] = DEFAULT_RUNS,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="PNG. [default: losses.png in RUNS]")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="PNG. \\[default: losses.png in RUNS]")] = None,
 ) -> None:
     """Draw every stage's losses over its steps. Each stage does so when it ends."""
     from training.plot import plot_losses

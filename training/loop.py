@@ -91,7 +91,7 @@ class TrainingState:
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The random numbers of one step depend on nothing but (seed, step), so a resumed run sees the same batches."""
-    return torch.Generator().manual_seed((seed << 32) + step)
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + step) % 2**32)  # torch reads 32 bits of a seed
 
 
 def train(module: nn.Module, loss_fn: LossFn, settings: LoopSettings, folder: Path, title: str) -> nn.Module:
@@ -167,10 +167,10 @@ def _forget_after(path: Path, step: int) -> None:
     if step == 0:
         path.unlink()
         return
-    header, *rows = path.read_text(encoding="utf-8").splitlines()
-    kept = [row for row in rows if int(row.split(",")[0]) <= step]
+    header, *rows = path.read_bytes().splitlines(keepends=True)
+    kept = [row for row in rows if int(row.split(b",")[0]) <= step]
     partial = path.with_suffix(".partial")
-    partial.write_text("\n".join([header, *kept]) + "\n", encoding="utf-8")
+    partial.write_bytes(b"".join([header, *kept]))
     partial.replace(path)
 
 
