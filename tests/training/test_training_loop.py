@@ -56,6 +56,7 @@ def test_random_numbers_of_a_step_depend_on_seed_and_step_alone() -> None:
     draws = {(seed, step): torch.rand((), generator=step_generator(seed, step)) for seed in (0, 1) for step in (0, 1)}
     assert len({float(draw) for draw in draws.values()}) == 4
     assert torch.rand((), generator=step_generator(1, 1)) == draws[1, 1]
+    assert torch.rand((), generator=torch.Generator().manual_seed(1)) == draws[0, 1]  # saved runs count on it
 
 
 @pytest.mark.parametrize("interrupted_at", [1, 5, 8])
