@@ -94,7 +94,7 @@ class JobBroker:
     async def last_event_id(self, job_id: str) -> str:
         """Id of the latest event so far; `events.START` where none is kept. A snapshot read after it misses nothing."""
         latest = await self._redis.xrevrange(keys.events(job_id), count=1)
-        return text(latest[0][0]) if latest else START
+        return text(latest[0][0] or START) if latest else START
 
     @property
     def followers(self) -> int:

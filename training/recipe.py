@@ -45,9 +45,9 @@ class Recipe:
     masked_latents: int = 8_192
     diffusion: LoopSettings = field(default_factory=lambda: LoopSettings(steps=7_500))
     second_stage: DiffusionSettings = field(default_factory=DiffusionSettings)
-    upscaler_latents: int = 16_384
+    upscaler_latents: int = 6_144
     upscaler_seed: int = 2
-    upscaler: LoopSettings = field(default_factory=lambda: LoopSettings(steps=6_000))
+    upscaler: LoopSettings = field(default_factory=lambda: LoopSettings(steps=1_300, warmup=50, decay_from=0.4))
     upscaler_stage: UpscalerSettings = field(default_factory=UpscalerSettings)
 
 
