@@ -157,13 +157,17 @@ def _signals_ignored() -> Iterator[None]:
 
 @contextmanager
 def stop_signals_raise() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that children are stopped, not orphaned."""
+    """Inside, SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that children are stopped, not orphaned.
+
+    Ctrl-C is set too: a program started in the background of a script inherits it as ignored.
+    """
 
     def unwind(number: int, frame: FrameType | None) -> None:
         del frame
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
+    handlers = {signal.SIGTERM: unwind, signal.SIGHUP: unwind, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

@@ -16,11 +16,6 @@ from contract.spec import Task
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 PROMPT = "a pizza on a blue background"
 
-pytestmark = pytest.mark.skipif(
-    not all((WEIGHTS / name / "model_index.json").exists() for name in SHIPPED_MODELS),
-    reason="the shipped weights are not there: get them with `git checkout -- weights`",
-)
-
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DarkroomClient]:
