@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from models.autoencoder import Autoencoder
 from models.latent_diffusion import LatentDiffusion
@@ -15,6 +19,9 @@ from training.data import COLOURS, OBJECTS
 from training.diffusion import SCHEDULE, Denoiser
 from training.tokenizer import caption_words
 from training.upscaler import FACTOR, LOW_RES_SCHEDULE, MAX_NOISE_LEVEL
+
+X4_SCALING_FACTOR = 0.08333
+"""The published x4-upscaler's: diffusers sets every StableDiffusionUpscalePipeline to it, whatever the file says."""
 
 VOCABULARY: dict[str, Any] = {
     "objects": list(OBJECTS),
@@ -50,6 +57,7 @@ def save_small(denoiser: Denoiser, autoencoder: Autoencoder, weights: Path) -> N
 def save_small_x4(denoiser: Denoiser, autoencoder: Autoencoder, weights: Path) -> None:
     """`weights`/darkroom-small-x4: upscale by 4."""
     folder = weights / "darkroom-small-x4"
+    autoencoder = with_scaling_factor(autoencoder, X4_SCALING_FACTOR)
     low_res_schedule = NoiseSchedule(LOW_RES_SCHEDULE)
     model = LatentDiffusion(
         denoiser.unet, autoencoder, denoiser.text_encoder, NoiseSchedule(SCHEDULE), low_res_schedule
@@ -74,6 +82,21 @@ def save_small_x4(denoiser: Denoiser, autoencoder: Autoencoder, weights: Path) -
         "vocabulary": VOCABULARY,
     }
     write_card(card, folder)
+
+
+@torch.no_grad()
+def with_scaling_factor(autoencoder: Autoencoder, scaling_factor: float) -> Autoencoder:
+    """The same scaled latents and pictures under another `scaling_factor`; the 1x1 convolutions take it up."""
+    ratio = autoencoder.config.scaling_factor / scaling_factor
+    rescaled = Autoencoder(dataclasses.replace(autoencoder.config, scaling_factor=scaling_factor))
+    rescaled.load_state_dict(autoencoder.state_dict())
+    z = autoencoder.config.latent_channels
+    assert rescaled.quant_conv.bias is not None
+    rescaled.quant_conv.weight[:z] *= ratio
+    rescaled.quant_conv.bias[:z] *= ratio
+    rescaled.quant_conv.bias[z:] += 2 * math.log(ratio)
+    rescaled.post_quant_conv.weight /= ratio
+    return rescaled.eval().requires_grad_(False)
 
 
 def write_card(card: dict[str, Any], folder: Path) -> None:
