@@ -52,6 +52,9 @@ serve: $(STAMP) ## the same stack, kept running until Ctrl-C
 score: $(STAMP) ## judge the shipped model on 200 prompts, inpainting and upscaling
 	$(BIN)/python -m benchmarks.score $(ARGS)
 
+# Benchmarks that start servers share the cores with them, as tests do.
+bench-%: export OMP_WAIT_POLICY = PASSIVE
+
 bench-latency: $(STAMP) ## seconds per picture, beside diffusers, and from POST to stored picture
 	$(BIN)/python -m benchmarks.latency $(ARGS)
 

@@ -1,21 +1,20 @@
 """Seconds per picture of the shipped model: ours beside diffusers, and the whole service from POST to file.
 
-`python -m benchmarks.latency`. 128x128, 20 guided steps, two threads; the rounds are interleaved, figures are medians.
+`make bench-latency`. 128x128, 20 guided steps, two threads; the rounds are interleaved, figures are medians.
 """
 
 import argparse
 import importlib
-import json
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL import Image
 
+from benchmarks.report import FOLDER, conditions, interleaved, medians, publish, table
 from cli.client import DarkroomClient
 from cli.server import SHIPPED_MODELS
 from cli.stack import Stack, StackConfig
@@ -24,14 +23,19 @@ from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
 from worker.engine.engine import Engine
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+NAME: Final = "bench-latency"
+WEIGHTS: Final = FOLDER.parent / "weights"
+MODEL: Final = "darkroom-small"
 PROMPT, SIDE, STEPS, GUIDANCE, THREADS = "a pizza on a blue background", 128, 20, 4.0, 2
 
+Draw = Callable[[int], object]
+"""Makes the picture of a seed."""
 
-def with_diffusers(folder: Path) -> Callable[[int], object]:
-    pipeline: Any = importlib.import_module("diffusers").StableDiffusionInpaintPipeline.from_pretrained(folder)
+
+def with_diffusers(folder: Path) -> Draw:
+    pipelines: Any = importlib.import_module("diffusers")
+    pipeline = pipelines.StableDiffusionInpaintPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(torch.float32)
     blank, everywhere = Image.new("RGB", (SIDE, SIDE)), Image.new("L", (SIDE, SIDE), 255)
 
     def draw(seed: int) -> object:
@@ -49,7 +53,7 @@ def with_diffusers(folder: Path) -> Callable[[int], object]:
     return draw
 
 
-def with_engine(folder: Path) -> Callable[[int], object]:
+def with_engine(folder: Path) -> Draw:
     engine = Engine({folder.name: LatentDiffusion.load(folder)})
 
     def draw(seed: int) -> object:
@@ -63,9 +67,9 @@ def with_engine(folder: Path) -> Callable[[int], object]:
     return draw
 
 
-def over_http(client: DarkroomClient) -> Callable[[int], object]:
+def over_http(client: DarkroomClient) -> Draw:
     def draw(seed: int) -> object:
-        fields = {"prompt": PROMPT, "steps": STEPS, "guidance_scale": GUIDANCE, "seed": seed}
+        fields = {"model": MODEL, "prompt": PROMPT, "steps": STEPS, "guidance_scale": GUIDANCE, "seed": seed}
         job = client.submit(Task.TXT2IMG, fields)
         for _ in client.follow(job):
             pass
@@ -74,49 +78,50 @@ def over_http(client: DarkroomClient) -> Callable[[int], object]:
     return draw
 
 
-def interleaved(ways: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way; one unmeasured round first."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for seed in range(rounds + 1):
-        for name, draw in ways.items():
-            begun = time.perf_counter()
-            draw(seed)
-            if seed:
-                seconds[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def first_picture(stack: Stack, begun: float) -> float:
+    """Seconds from `begun`, when the stack was told to start, to its first picture."""
+    with DarkroomClient(stack.url) as client:
+        over_http(client)(0)
+    return time.perf_counter() - begun
 
 
-def measure(rounds: int) -> dict[str, float]:
+def measure(rounds: int) -> dict[str, Any]:
     torch.set_num_threads(THREADS)
-    folder = WEIGHTS / "darkroom-small"
     with tempfile.TemporaryDirectory(prefix="darkroom-") as data:
         begun = time.perf_counter()
-        with Stack(StackConfig(Path(data), WEIGHTS, SHIPPED_MODELS)) as stack, DarkroomClient(stack.url) as client:
-            over_http(client)(0)
-            first = time.perf_counter() - begun
-            ways = {
-                "diffusers": with_diffusers(folder),
-                "engine": with_engine(folder),
-                "POST to file": over_http(client),
-            }
-            medians = interleaved(ways, rounds)
+        settings = {"DARKROOM_WORKER_THREADS": str(THREADS)}
+        with Stack(StackConfig(Path(data), WEIGHTS, SHIPPED_MODELS, settings=settings)) as stack:
+            first = first_picture(stack, begun)
+            with DarkroomClient(stack.url) as client:
+                folder = WEIGHTS / MODEL
+                ways = {
+                    "diffusers": with_diffusers(folder),
+                    "engine": with_engine(folder),
+                    "POST to file": over_http(client),
+                }
+                seconds = interleaved(ways, rounds)
     return {
-        **medians,
+        "conditions": conditions(model=MODEL, steps=STEPS, threads=THREADS, rounds=rounds),
+        "seconds": seconds,
         "start to first picture": first,
-        "engine, times diffusers": medians["diffusers"] / medians["engine"],
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/latency.json"))
-    arguments = parser.parse_args()
-    figures = measure(arguments.rounds)
-    for name, value in figures.items():
-        print(f"{name:26} {value:.2f}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"rounds": arguments.rounds, **figures}, indent=2) + "\n")
+def as_table(figures: dict[str, Any]) -> str:
+    middle = medians(figures["seconds"])
+    rows = [(name, value, middle["diffusers"] / value) for name, value in middle.items()]
+    rows_text = table(("one picture", "seconds (median)", "times as fast as diffusers"), rows)
+    start = figures["start to first picture"]
+    return f"{rows_text}\n\nFrom starting the whole stack to its first picture: {start:.1f} s."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog=NAME, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets results/ and RESULTS.md")
+    options = parser.parse_args(arguments)
+    figures = measure(options.rounds)
+    publish(NAME, figures, as_table(figures), options.out)
 
 
 if __name__ == "__main__":

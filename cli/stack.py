@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -27,13 +27,15 @@ class StackError(RuntimeError):
 
 @dataclass(frozen=True)
 class StackConfig:
-    """`folder` gets the queue's file, the pictures and the logs. `port` 0 takes a free one."""
+    """`folder` gets the queue's file, the pictures and the logs. `port` 0 takes a free one. `settings` are environment
+    variables (DARKROOM_...) of the gateway and the worker."""
 
     folder: Path
     model_dir: Path
     models: Sequence[str]
     port: int = 0
     start_seconds: float = 120.0
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 class Stack:
@@ -101,6 +103,7 @@ class Stack:
         environment = (
             _SHARED_MACHINE
             | os.environ
+            | config.settings
             | {
                 "DARKROOM_REDIS_URL": self._valkey.url,
                 "DARKROOM_STORE_URL": f"file:{(config.folder / 'store').resolve()}",

@@ -85,7 +85,8 @@ class PictureRequest(BaseModel):
         default=None,
         ge=0,
         le=MAX_SEED,
-        description="same seed, same picture; picture i of n uses seed + i; default: drawn, and told in the job",
+        description="same seed, same picture; picture i of n uses seed + i; only the low 32 bits count, as in "
+        "diffusers; default: drawn, and told in the job",
     )
     n: int = Field(default=1, ge=1, le=64, description="number of pictures")
     sampler: Literal["ddim"] = Field(default="ddim", description="how the noise is taken away step by step")

@@ -113,6 +113,12 @@ def test_progress_is_told_after_each_step(text_model: LatentDiffusion, noise_ima
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_only_the_low_32_bits_of_a_seed_count(inpainter: LatentDiffusion) -> None:
+    """torch's CPU generator reads no more, and what it draws is what diffusers draws: the API says so."""
+    starts = [prepare(inpainter, request_of("txt2img", seed=seed)).latents for seed in (3, 3 + 2**32)]
+    assert torch.equal(*starts)
+
+
 def test_the_seed_decides(inpainter: LatentDiffusion) -> None:
     pictures = [np.asarray(inpainter.render(request_of("txt2img", eta=1.0, seed=seed))) for seed in (3, 3, 4)]
     assert np.array_equal(pictures[0], pictures[1])
