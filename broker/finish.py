@@ -15,9 +15,10 @@ from redis.typing import EncodableT, FieldT
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
-from broker import rq_surface
+from broker import resume, rq_surface
 from broker.connection import as_datetime, redis_time, text
 from broker.events import add_event
+from broker.resume import ResumeStore, SavedWork
 from contract import keys, metrics
 from contract.events import CancelledEvent, FailedEvent, QueuedEvent, SucceededEvent
 from contract.settings import Settings
@@ -74,6 +75,7 @@ class Finisher:
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self._connection = connection
         self._settings = settings
+        self._resume = ResumeStore(connection, settings)
 
     def end(self, job_id: str, execution_id: str | None, outcome: Outcome) -> bool:
         """Ends the job if `execution_id` still holds it (None: if it still waits); else False."""
@@ -91,8 +93,10 @@ class Finisher:
 
         return bool(transact(self._connection, job_id, decide))
 
-    def requeue(self, job_id: str, execution_id: str, reason: Literal["abandoned", "handed_back"]) -> bool:
-        """Puts the job back at the head of its queue if `execution_id` still holds it."""
+    def requeue(
+        self, job_id: str, execution_id: str, reason: Literal["abandoned", "handed_back"], work: SavedWork | None = None
+    ) -> bool:
+        """Puts the job back at the head of its queue if `execution_id` still holds it; `work` is saved with it."""
 
         def decide(holding: Holding, pipeline: Pipeline) -> bool:
             if holding.status is not JobStatus.RUNNING or holding.execution_id != execution_id:
@@ -108,6 +112,8 @@ class Finisher:
                 pipeline.hincrby(keys.job(job_id), "abandonments", 1)
                 model = spec.model if spec else "unknown"
                 pipeline.hincrby(keys.counters(), keys.counter(metrics.EXECUTIONS_REAPED.name, model), 1)
+            if spec is not None and work is not None:
+                self._resume.add(spec, work, pipeline)
             add_event(job_id, QueuedEvent(reason=reason), pipeline)
             return True
 
@@ -145,6 +151,7 @@ class Finisher:
             fields["error"] = outcome.error.model_dump_json()
         pipeline.hset(keys.job(job_id), mapping=fields)
         pipeline.hdel(keys.job(job_id), "stop")
+        resume.forget(job_id, pipeline)
         pipeline.expire(keys.job(job_id), settings.retention_seconds + _BACKSTOP_SECONDS)
         pipeline.zrem(keys.deadlines(), job_id)
         pipeline.zadd(keys.ended(), {job_id: holding.now})

@@ -4,7 +4,8 @@ Between the two steps an id lies in RQ's intermediate list under a lease of its 
 loses nothing: `reap` puts the id back.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 from uuid import uuid4
 
@@ -14,8 +15,8 @@ from redis.exceptions import WatchError
 from redis.typing import EncodableT, FieldT
 from rq.job import Job
 
-from broker import rq_surface
-from broker.connection import redis_time, text
+from broker import resume, rq_surface
+from broker.connection import text
 from broker.events import add_event
 from contract import keys
 from contract.events import StartedEvent
@@ -44,11 +45,15 @@ return taken
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TakenJob:
-    """A job that this worker holds: `execution_id` is the fence, `queued_seconds` how long it has waited in all."""
+    """A job that this worker holds: `execution_id` is the fence, `queued_seconds` how long it has waited in all.
+
+    `resume` has what an earlier execution saved, by picture index (absent: from the beginning).
+    """
 
     spec: JobSpec
     execution_id: str
     queued_seconds: float
+    resume: Mapping[int, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def job_id(self) -> str:
@@ -62,6 +67,14 @@ class UnreadableJob:
     job_id: str
     execution_id: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """What our own keys know of a job that is being admitted."""
+
+    created_at: float
+    resume: Mapping[int, bytes]
 
 
 class Taker:
@@ -90,21 +103,32 @@ class Taker:
                 try:
                     pipeline.watch(*map(rq_surface.job_key, ids))  # type: ignore[no-untyped-call]
                     jobs = rq_surface.fetch_many(ids, self._connection)
-                    created = [self._connection.hget(keys.job(job_id), "created_at") for job_id in ids]
-                    now = redis_time(self._connection)
+                    own, now = self._read(ids)
                     pipeline.multi()
                     admitted: list[TakenJob | UnreadableJob] = []
-                    for job_id, job, since in zip(ids, jobs, created, strict=True):
+                    for job_id, job in zip(ids, jobs, strict=True):
                         pipeline.lrem(rq_surface.intermediate_key(taken[job_id]), 0, job_id)
                         pipeline.zrem(keys.leases(), f"{job_id}:{token}")
                         if job is not None and rq_surface.status_of(job) is JobStatus.QUEUED:
-                            admitted.append(self._start(job, now, float(since or now), pipeline))
+                            admitted.append(self._start(job, now, own[job_id], pipeline))
                     pipeline.execute()
                     return admitted
                 except WatchError:
                     continue
 
-    def _start(self, job: Job, now: float, created_at: float, pipeline: Pipeline) -> TakenJob | UnreadableJob:
+    def _read(self, ids: list[str]) -> tuple[dict[str, _Own], float]:
+        """Our part of each job, and Redis' time."""
+        reads = self._connection.pipeline(transaction=False)
+        for job_id in ids:
+            reads.hget(keys.job(job_id), "created_at")
+            reads.hgetall(keys.resume(job_id))
+        reads.time()
+        *answers, (seconds, microseconds) = reads.execute()
+        now = seconds + microseconds / 1e6
+        pairs = zip(ids, answers[::2], answers[1::2], strict=True)
+        return {job_id: _Own(float(since or now), resume.parse(saved)) for job_id, since, saved in pairs}, now
+
+    def _start(self, job: Job, now: float, own: _Own, pipeline: Pipeline) -> TakenJob | UnreadableJob:
         execution_id = rq_surface.start(job, self._worker_name, pipeline)
         pipeline.zadd(keys.leases(), {f"{job.id}:{execution_id}": now + self._lease_seconds})
         fields: dict[FieldT, EncodableT] = {
@@ -120,4 +144,4 @@ class Taker:
             return UnreadableJob(job.id, execution_id, str(error))
         if spec.deadline_seconds is None:
             pipeline.zrem(keys.deadlines(), job.id)
-        return TakenJob(spec, execution_id, max(0.0, now - created_at))
+        return TakenJob(spec, execution_id, max(0.0, now - own.created_at), own.resume)

@@ -103,7 +103,7 @@ class Stack:
         environment = (
             _SHARED_MACHINE
             | os.environ
-            | config.settings
+            | dict(config.settings)
             | {
                 "DARKROOM_REDIS_URL": self._valkey.url,
                 "DARKROOM_STORE_URL": f"file:{(config.folder / 'store').resolve()}",

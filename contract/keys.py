@@ -38,6 +38,11 @@ def progress(job_id: str) -> str:
     return f"darkroom:progress:{job_id}"
 
 
+def resume(job_id: str) -> str:
+    """Hash of picture index to resume state of an unfinished job, and "steps" done in them; opaque bytes."""
+    return f"darkroom:resume:{job_id}"
+
+
 def idempotency(api_key_id: str | None, idempotency_key: str) -> str:
     """Hash {body, job} of a used Idempotency-Key, scoped to the API key."""
     return f"darkroom:idempotency:{api_key_id or ANONYMOUS}:{sha256(idempotency_key.encode()).hexdigest()}"
