@@ -11,7 +11,6 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.typing import EncodableT, FieldT
 
-from broker.connection import text
 from contract import keys
 from contract.settings import Settings
 from contract.spec import JobSpec
@@ -39,16 +38,12 @@ class SavedWork:
     steps: int = 0
 
     def fields(self) -> dict[FieldT, EncodableT]:
-        return {_STEPS: self.steps} | {str(index): state for index, state in self.states.items()}
+        return {_STEPS: self.steps, **{str(index): state for index, state in self.states.items()}}
 
 
 def parse(fields: Mapping[bytes, bytes]) -> dict[int, bytes]:
     """The states in the job's hash."""
     return {int(name): state for name, state in fields.items() if name.isdigit()}
-
-
-def saved_steps(connection: Redis, job_id: str) -> int:
-    return int(connection.hget(keys.resume(job_id), _STEPS) or 0)
 
 
 class ResumeStore:

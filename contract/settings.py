@@ -61,7 +61,9 @@ class Settings(BaseSettings):
     reap_seconds: float = Field(default=1.0, gt=0, description="how often lapsed leases are looked for")
     max_abandonments: int = Field(default=5, ge=1, description="a job abandoned more often fails as worker_lost")
     max_resume_bytes: int = Field(
-        default=32 * 2**20, ge=0, description="resume states of one job kept in Redis; larger ones begin again at step 0"
+        default=32 * 2**20,
+        ge=0,
+        description="resume states kept per job; a job whose states are larger begins again",
     )
     drain_seconds: float = Field(default=8.0, ge=0, description="how long a stopping worker finishes what it has begun")
     worker_slots: int = Field(default=8, ge=1, le=256, description="pictures that share one forward pass at most")
