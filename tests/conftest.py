@@ -1,6 +1,6 @@
 """Real servers for every test: one Valkey per session, flushed per test, and a local store in a temporary folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,25 @@ from broker.connection import connect
 from broker.embedded import EmbeddedValkey
 from contract.settings import Settings
 from contract.spec import JobSpec, Task
+from training.data.sprites import FontMissingError
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    return (yield from _skipping_without_font())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    return (yield from _skipping_without_font())
+
+
+def _skipping_without_font() -> Generator[None, object, object]:
+    """Whatever turns out to need the emoji font is skipped where it is missing; the reason says how to install it."""
+    try:
+        return (yield)
+    except FontMissingError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

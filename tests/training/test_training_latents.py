@@ -71,7 +71,7 @@ def test_a_folder_without_latents_is_refused(tmp_path: Path) -> None:
         read_latents(tmp_path)
 
 
-def test_upscaler_latents_lie_beside_the_small_pictures(emoji_font: None, tmp_path: Path) -> None:
+def test_upscaler_latents_lie_beside_the_small_pictures(tmp_path: Path) -> None:
     write_upscaler_latents(tiny(TINY_F4), tmp_path, n=6, seed=3, side=64)
     small = np.load(tmp_path / "small.npy")
     assert small.shape == (6, 16, 16, 3)

@@ -15,6 +15,7 @@ from contract.card import ModelCard
 from contract.spec import Task
 from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
+from training.data.sprites import find_font
 from training.diffusion import new_denoiser
 from training.gate import GateResult, gate, gate_of_runs, swap_object
 from training.latents import read_latents
@@ -45,7 +46,8 @@ def train(runs: Path, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(emoji_font: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    find_font()  # the command itself would answer with a message
     folder = tmp_path_factory.mktemp("runs")
     train(folder, "all")
     return folder
@@ -111,7 +113,7 @@ def test_the_same_recipe_makes_the_same_model(runs: Path, tmp_path: Path) -> Non
     assert digest == json.loads((runs / "weights/darkroom-small-x4/card.json").read_text())["digest"]
 
 
-def test_stages_name_the_one_that_they_need(emoji_font: None, tmp_path: Path) -> None:
+def test_stages_name_the_one_that_they_need(tmp_path: Path) -> None:
     for stage, needed in (("autoencoder", "darkroom train data"), ("diffusion", "darkroom train autoencoder")):
         done = CliRunner().invoke(app, ["train", stage, "--quick", "--runs", str(tmp_path)], env={"COLUMNS": "300"})
         assert done.exit_code == 1

@@ -24,6 +24,10 @@ _FONT_FOLDERS: Final = ("/usr/share/fonts/truetype/noto", "/usr/share/fonts/noto
 _SUPERSAMPLING: Final = 8
 
 
+class FontMissingError(FileNotFoundError):
+    """The emoji font is not installed; the text says how to install it."""
+
+
 @lru_cache(maxsize=8192)
 def sprite(name: str, colour: str | None, longest: int) -> Sprite:
     """The object, cropped to what can be seen, its longest side `longest` pixels."""
@@ -45,7 +49,7 @@ def emoji_sprite(character: str, longest: int) -> Sprite:
 
 @cache
 def find_font() -> Path:
-    """Raises FileNotFoundError, saying what to install, where the emoji font is missing."""
+    """Raises FontMissingError where the emoji font is missing."""
     for folder in _FONT_FOLDERS:
         path = Path(folder) / _FONT_NAME
         if path.is_file():
@@ -60,7 +64,7 @@ def find_font() -> Path:
         path = Path(line.strip().rstrip(":"))
         if path.name == _FONT_NAME:
             return path
-    raise FileNotFoundError(
+    raise FontMissingError(
         f"the font {_FONT_NAME} was not found in {', '.join(_FONT_FOLDERS)} nor by fc-list; "
         "install it: apt-get install fonts-noto-color-emoji"
     )
