@@ -10,6 +10,7 @@ from pydantic import Field
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from broker import rq_surface
 from broker.connection import text
 from contract import keys
 from contract.card import ModelCard
@@ -47,9 +48,11 @@ def beat(
 
 
 def remove_worker(connection: Redis, name: str) -> None:
+    """Off our lists and RQ's, at once."""
     pipeline = connection.pipeline()
     pipeline.zrem(keys.workers(), name)
     pipeline.delete(keys.worker(name))
+    rq_surface.forget_worker(name, pipeline)
     pipeline.execute()
 
 

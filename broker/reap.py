@@ -1,17 +1,18 @@
 """The sweep: abandoned jobs go back, expired ones fail. Every gateway and worker runs it; fences let them overlap."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Self
 
 from redis import Redis
 from redis.client import Pipeline
 
-from broker import rq_surface
+from broker import catalogue, rq_surface
 from broker.connection import REDIS_UNAVAILABLE, redis_time, text
 from broker.finish import Finisher, Holding, transact
 from broker.stops import Stop
-from broker.take import TAKEN_PREFIX
+from broker.take import taken_by
 from contract import keys
 from contract.errors import ErrorCode
 from contract.events import FailedEvent
@@ -38,6 +39,17 @@ class Swept:
     failed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    job_id: str
+    execution_id: str
+
+    @classmethod
+    def parse(cls, member: Any) -> Self:
+        job_id, _, execution_id = text(member).partition(":")
+        return cls(job_id, execution_id)
+
+
 class Sweeper:
     """Finds lapsed leases and passed deadlines by Redis' clock."""
 
@@ -58,26 +70,46 @@ class Sweeper:
             expired = self._expire(now)
             if time.monotonic() - self._reachable_since < self._settings.lease_seconds:
                 return Swept(failed=expired)
-            returned, lost = self._reap(now)
-            return Swept(returned, expired + lost)
+            reaped = self._reap(now)
+            return Swept(reaped.returned, expired + reaped.failed)
         except REDIS_UNAVAILABLE:
             self._reachable_since = None
             raise
 
-    def _reap(self, now: float) -> tuple[int, int]:
-        returned = failed = 0
+    def reap_worker(self, name: str) -> Swept:
+        """Abandons at once all that a dead worker held, also what it had only taken; forgets its name."""
+        leases = [_Lease.parse(member) for member in self._connection.zrange(keys.leases(), 0, -1)]
+        reads = self._connection.pipeline(transaction=False)
+        for lease in leases:
+            reads.hmget(keys.job(lease.job_id), ["execution", "worker"])
+        holders = [(text(execution or ""), text(worker or "")) for execution, worker in reads.execute()]
+        swept = self._abandon_all(
+            [
+                lease
+                for lease, holder in zip(leases, holders, strict=True)
+                if taken_by(lease.execution_id) == name or holder == (lease.execution_id, name)
+            ]
+        )
+        catalogue.remove_worker(self._connection, name)
+        return swept
+
+    def _reap(self, now: float) -> Swept:
         lapsed = self._connection.zrangebyscore(keys.leases(), "-inf", now, start=0, num=_BATCH)
-        for member in lapsed:
-            job_id, _, execution_id = text(member).partition(":")  # type: ignore[arg-type]
-            if execution_id.startswith(TAKEN_PREFIX):
+        return self._abandon_all([_Lease.parse(member) for member in lapsed])
+
+    def _abandon_all(self, leases: Sequence[_Lease]) -> Swept:
+        returned = failed = 0
+        for lease in leases:
+            job_id, execution_id = lease.job_id, lease.execution_id
+            if taken_by(execution_id) is not None:
                 returned += self._take_back(job_id, execution_id)
             elif self._abandonments(job_id) >= self._settings.max_abandonments:
                 failed += self._finisher.end(job_id, execution_id, _worker_lost(self._settings.max_abandonments + 1))
             elif self._finisher.requeue(job_id, execution_id, "abandoned"):
                 returned += 1
             else:
-                self._connection.zrem(keys.leases(), text(member))  # type: ignore[arg-type]  # of a job that went on
-        return returned, failed
+                self._connection.zrem(keys.leases(), f"{job_id}:{execution_id}")  # of a job that went on
+        return Swept(returned, failed)
 
     def _abandonments(self, job_id: str) -> int:
         return int(self._connection.hget(keys.job(job_id), "abandonments") or 0)

@@ -21,6 +21,7 @@ from rq.registry import BaseRegistry, CanceledJobRegistry, FailedJobRegistry, Fi
 from rq.results import Result
 from rq.serializers import JSONSerializer
 from rq.worker.base import WorkerStatus
+from rq.worker_registration import REDIS_WORKER_KEYS
 
 from contract.spec import JobSpec, JobStatus
 
@@ -159,6 +160,13 @@ def delete_ended(job_id: str, queue: str, pipeline: Pipeline) -> None:
         ExecutionRegistry.key_template.format(job_id),
         Job.dependents_key_for(job_id),
     )
+
+
+def forget_worker(name: str, pipeline: Pipeline) -> None:
+    """Takes a worker that died without saying so off RQ's lists; its queues' own lists RQ cleans by itself."""
+    key = f"{SimpleWorker.redis_worker_namespace_prefix}{name}"
+    pipeline.srem(REDIS_WORKER_KEYS, key)
+    pipeline.delete(key)
 
 
 class WorkerRegistration:

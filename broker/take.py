@@ -22,7 +22,7 @@ from contract import keys
 from contract.events import StartedEvent
 from contract.spec import JobSpec, JobStatus
 
-TAKEN_PREFIX: Final = "take-"
+_TAKEN: Final = "take"
 
 # KEYS: leases, then (queue, intermediate) pairs in the order of taking. Returns (pair number, id) alternating.
 _TAKE: Final = """
@@ -41,6 +41,12 @@ for i = 2, #KEYS, 2 do
 end
 return taken
 """
+
+
+def taken_by(execution_id: str) -> str | None:
+    """The worker's name, where a lease is of a job that is taken and not yet admitted; else None."""
+    kind, _, rest = execution_id.partition(":")
+    return rest.rpartition(":")[0] if kind == _TAKEN else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +95,7 @@ class Taker:
 
     def take(self, slots: int) -> list[TakenJob | UnreadableJob]:
         """Up to `slots` jobs, admitted: started in RQ, leased, with their started events written."""
-        token = f"{TAKEN_PREFIX}{uuid4().hex}"
+        token = f"{_TAKEN}:{self._worker_name}:{uuid4().hex}"
         lists = [name(queue) for queue in self._queues for name in (rq_surface.queue_key, rq_surface.intermediate_key)]
         answer = self._script(keys=[keys.leases(), *lists], args=[slots, self._lease_seconds, token])
         taken = {text(answer[i + 1]): self._queues[int(answer[i]) - 1] for i in range(0, len(answer), 2)}

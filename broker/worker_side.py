@@ -59,12 +59,16 @@ _RQ_TTL_SECONDS: Final = 60
 _NO_STATES: Final[Mapping[int, bytes]] = MappingProxyType({})
 
 
+def worker_name() -> str:
+    """A new one for every start: RQ refuses to reuse the name of a worker that was killed."""
+    return f"{socket.gethostname().replace('.', '-')}-{os.getpid()}-{uuid4().hex[:8]}"
+
+
 class WorkerBroker:
     """Takes jobs of the given models and reports on them. `slots` (pictures at once) only informs the catalogue."""
 
     def __init__(self, settings: Settings, cards: Sequence[ModelCard], slots: int, name: str | None = None) -> None:
-        # RQ refuses to reuse the name of a worker that was killed.
-        self.name = name or f"{socket.gethostname().replace('.', '-')}-{os.getpid()}-{uuid4().hex[:8]}"
+        self.name = name or worker_name()
         self._settings = settings
         self._cards = tuple(cards)
         self._slots = slots

@@ -11,6 +11,7 @@ from broker.connection import REDIS_UNAVAILABLE, connect
 from broker.embedded import EmbeddedValkey
 from broker.gateway_side import JobBroker
 from broker.reap import Swept
+from broker.supervisor_side import SupervisorBroker
 from broker.take import TakenJob, Taker
 from broker.worker_side import WorkerBroker
 from contract import keys, metrics
@@ -125,6 +126,26 @@ async def test_nobody_is_reaped_right_after_the_sweeper_starts(
     assert await late.sweep() == Swept()
     await late.close()
     assert await gateway.sweep() == Swept(returned=1)
+
+
+async def test_a_dead_workers_jobs_go_back_at_once(
+    gateway: JobBroker, make_worker: MakeWorker, make_spec: MakeSpec, settings: Settings, redis_client: Redis
+) -> None:
+    specs = [make_spec() for _ in range(4)]
+    for spec in specs:
+        await gateway.submit(spec)
+    dead, living = make_worker(), make_worker()
+    lost = dead.take(3)
+    (kept,) = living.take(1)
+    supervisor = SupervisorBroker(settings)
+    assert supervisor.reap_worker(dead.name) == Swept(returned=3)
+    assert supervisor.reap_worker(dead.name) == Swept()
+    supervisor.close()
+    assert [worker.name for worker in await gateway.workers()] == [living.name]
+    assert redis_client.smembers("rq:workers") == {f"rq:worker:{living.name}".encode()}
+    assert living.heartbeat([kept]) == set()
+    assert dead.heartbeat(lost) == {job.job_id for job in lost}
+    assert {job.job_id for job in living.take(8)} == {spec.id for spec in specs[:3]}
 
 
 @pytest.fixture
