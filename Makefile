@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 override PROMPT := $(value PROMPT)
 export PROMPT SEED OUT
 
-.PHONY: help setup test lint demo serve score bench-latency train clean
+.PHONY: help setup test lint demo serve score bench-latency bench-broker train clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -58,6 +58,9 @@ bench-%: export GOMP_SPINCOUNT = 1000
 
 bench-latency: $(STAMP) ## seconds per picture, beside diffusers, and from POST to stored picture
 	$(BIN)/python -m benchmarks.latency $(ARGS)
+
+bench-broker: $(STAMP) ## milliseconds per job in queue and broker, without a model
+	$(BIN)/python -m benchmarks.broker $(ARGS)
 
 train: $(STAMP) ## make the shipped model again from nothing (hours); resumes where it stopped
 	$(BIN)/darkroom train all $(ARGS)

@@ -1,10 +1,9 @@
 """A job's event stream: written under the fence of the execution, read by id."""
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from redis import Redis
-from redis.client import Pipeline
 from redis.typing import EncodableT
 
 from broker.connection import text
@@ -54,9 +53,25 @@ def parse_entry(entry: Any) -> StreamedEvent:
     return StreamedEvent(text(event_id), parse_event(fields[b"event"]))
 
 
-def add_event(job_id: str, event: JobEvent, pipeline: Pipeline) -> None:
-    """Unfenced: for transactions that hold the fence themselves."""
-    pipeline.xadd(keys.events(job_id), {"event": event.model_dump_json()}, maxlen=MAX_EVENTS, approximate=False)
+def added_event(job_id: str, event: JobEvent) -> tuple[EncodableT, ...]:
+    """Unfenced: the command for a transaction that holds the fence itself."""
+    return ("XADD", keys.events(job_id), "MAXLEN", MAX_EVENTS, "*", "event", event.model_dump_json())
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The value of a job's progress key: `step` of `steps` of its slowest picture; `total` steps of all together."""
+
+    step: int
+    steps: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.step}/{self.steps}/{self.total}"
+
+    @classmethod
+    def parse(cls, value: bytes | str) -> Self:
+        return cls(*map(int, text(value).split("/")))
 
 
 class Publisher:

@@ -1,31 +1,29 @@
 """How a job leaves an execution: ended for good, or back to the queue. Fenced: whoever lost the job changes nothing.
 
-One WATCH/MULTI writes RQ's state, our own, the terminal event and the counters, so what is counted is what is stored.
-The fence is the `execution` field of the job's hash (absent while the job waits) together with RQ's status.
+One transaction writes RQ's state, our own, the terminal event and the counters, so what is counted is what is stored.
+A worker that did not get the answer may repeat its call: it is done once, and answered as the first time.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Final, Literal
 
 from redis import Redis
-from redis.client import Pipeline
-from redis.exceptions import WatchError
-from redis.typing import EncodableT, FieldT
-from rq.exceptions import NoSuchJobError
-from rq.job import Job
+from redis.typing import EncodableT
 
-from broker import resume, rq_surface
-from broker.connection import as_datetime, redis_time, text
-from broker.events import add_event
+from broker import lines, rq_surface
+from broker.events import added_event
+from broker.fence import ANY, Answer, At, Command, Fence
 from broker.resume import ResumeStore, SavedWork
+from broker.state import JobRef, read_state
+from broker.stops import Stop
 from contract import keys, metrics
+from contract.errors import ErrorCode
 from contract.events import CancelledEvent, FailedEvent, QueuedEvent, SucceededEvent
 from contract.settings import Settings
-from contract.spec import JobSpec, JobStatus
+from contract.spec import JobError, JobStatus
 
 Outcome = SucceededEvent | FailedEvent | CancelledEvent
-T = TypeVar("T")
+Abandoned = Literal["returned", "ended", "gone"]
 
 # Redis forgets by itself what no janitor came to delete.
 _BACKSTOP_SECONDS: Final = 3600
@@ -36,37 +34,12 @@ _STATUS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """The state that a transaction was decided on: `execution_id` is None for a job that waits."""
-
-    job: Job
-    status: JobStatus | None
-    execution_id: str | None
-    now: float
-
-
-def transact(connection: Redis, job_id: str, decide: Callable[[Holding, Pipeline], T]) -> T | None:
-    """Watches the job, reads it, and lets `decide` queue writes; begins again when somebody else wrote meanwhile.
-
-    None: there is no such job. `decide` calls `pipeline.multi()` before its first write, if it writes.
-    """
-    with connection.pipeline() as pipeline:
-        while True:
-            try:
-                pipeline.watch(rq_surface.job_key(job_id), keys.job(job_id))  # type: ignore[no-untyped-call]
-                try:
-                    job = rq_surface.fetch(job_id, connection)
-                except NoSuchJobError:
-                    return None
-                execution = connection.hget(keys.job(job_id), "execution")
-                status = rq_surface.status_of(job)
-                holding = Holding(job, status, text(execution) if execution else None, redis_time(connection))
-                answer = decide(holding, pipeline)
-                pipeline.execute()
-                return answer
-            except WatchError:
-                continue
+def stopped(stop: Stop, deadline_seconds: float | None) -> Outcome:
+    """How a running job ends that was asked to stop."""
+    if stop is Stop.CANCELLED:
+        return CancelledEvent()
+    detail = f"the job did not finish within its deadline of {deadline_seconds or 0:g} s"
+    return FailedEvent(error=JobError(code=ErrorCode.DEADLINE_EXCEEDED, detail=detail))
 
 
 class Finisher:
@@ -75,108 +48,135 @@ class Finisher:
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self._connection = connection
         self._settings = settings
+        self._fence = Fence(connection)
         self._resume = ResumeStore(connection, settings)
 
-    def end(self, job_id: str, execution_id: str | None, outcome: Outcome) -> bool:
-        """Ends the job if `execution_id` still holds it (None: if it still waits); else False."""
+    def end(self, job: JobRef, execution_id: str | None, outcome: Outcome, worker: str = "", steps: int = 0) -> bool:
+        """Ends the job if `execution_id` still holds it (None: if it still waits); else False.
 
-        def decide(holding: Holding, pipeline: Pipeline) -> bool:
-            wanted = JobStatus.QUEUED if execution_id is None else JobStatus.RUNNING
-            if holding.status is not wanted or holding.execution_id != execution_id:
-                return False
-            pipeline.multi()
-            if execution_id is not None:
-                self._release(holding, pipeline)
-            self._end_in_rq(holding, outcome, pipeline)
-            self._end_in_ours(holding, outcome, pipeline)
-            return True
+        `worker` is credited with the job in RQ; `steps` are the denoising steps of a succeeded job.
+        """
+        commands = [*self._ended_in_rq(job, outcome, worker), *self._ended_in_ours(job, outcome)]
+        if execution_id is None:
+            commands += lines.gave_up(job.queue, job.job_id, job.spec)
+            return self._fence.run(job.job_id, JobStatus.QUEUED, None, commands).done
+        mark = f"{outcome.type}:{execution_id}"
+        commands += [*self._released(job, execution_id, mark), *_counted(job, outcome, steps)]
+        return self._fence.run(job.job_id, JobStatus.RUNNING, execution_id, commands, mark).done
 
-        return bool(transact(self._connection, job_id, decide))
+    def hand_back(self, job: JobRef, execution_id: str, work: SavedWork, suspect: bool) -> Answer:
+        """Puts the job back at the head of its queue, unless it is to be ended."""
+        saving = self._resume.commands(job.spec, work) if job.spec else []
+        event = QueuedEvent(reason="handed_back")
+        return self._requeue(job, execution_id, event, suspect, saving)
 
-    def requeue(
-        self, job_id: str, execution_id: str, reason: Literal["abandoned", "handed_back"], work: SavedWork | None = None
-    ) -> bool:
-        """Puts the job back at the head of its queue if `execution_id` still holds it; `work` is saved with it."""
+    def abandon(self, job_id: str, execution_id: str) -> Abandoned:
+        """After the death of a worker: back to the queue, or to an end where the job must not or need not run again."""
+        state = read_state(self._connection, job_id)
+        if state is None or state.execution_id != execution_id:
+            return "gone"
+        job, model = state.ref, state.ref.spec.model if state.ref.spec else "unknown"
+        deaths = state.deaths.another(state.saved_steps)
+        end: Outcome | None = None
+        if state.stop is not None:
+            end = stopped(state.stop, job.spec.deadline_seconds if job.spec else None)
+        elif (reason := deaths.verdict(self._settings.max_abandonments)) is not None:
+            end = FailedEvent(error=JobError(code=ErrorCode.WORKER_LOST, detail=f"{reason}; it is not tried again"))
+        if end is not None:
+            return "ended" if self.end(job, execution_id, end) else "gone"
+        more: list[Command] = [
+            ("HSET", keys.job(job_id), *(part for pair in deaths.fields().items() for part in pair)),
+            _count(metrics.EXECUTIONS_REAPED, model),
+        ]
+        if state.lost_steps:
+            more.append(_count(metrics.DENOISING_STEPS_REDONE, model, by=state.lost_steps))
+        answer = self._requeue(job, execution_id, QueuedEvent(reason="abandoned"), deaths.suspect, more)
+        if answer.stop is not None:  # asked just now
+            return self.abandon(job_id, execution_id)
+        return "returned" if answer.done else "gone"
 
-        def decide(holding: Holding, pipeline: Pipeline) -> bool:
-            if holding.status is not JobStatus.RUNNING or holding.execution_id != execution_id:
-                return False
-            spec = _spec_or_none(holding.job)
-            pipeline.multi()
-            self._release(holding, pipeline)
-            rq_surface.to_front(holding.job, pipeline)
-            pipeline.hdel(keys.job(job_id), "started_at")
-            if spec is None or spec.deadline_seconds is None:
-                pipeline.zadd(keys.deadlines(), {job_id: holding.now + self._settings.queue_deadline_seconds})
-            if reason == "abandoned":
-                pipeline.hincrby(keys.job(job_id), "abandonments", 1)
-                model = spec.model if spec else "unknown"
-                pipeline.hincrby(keys.counters(), keys.counter(metrics.EXECUTIONS_REAPED.name, model), 1)
-            if spec is not None and work is not None:
-                self._resume.add(spec, work, pipeline)
-            add_event(job_id, QueuedEvent(reason=reason), pipeline)
-            return True
-
-        return bool(transact(self._connection, job_id, decide))
+    def flag(self, job_id: str, stop: Stop) -> bool:
+        """Asks whoever runs the job to end it. False: it does not run."""
+        command: Command = ("HSET", keys.job(job_id), "stop", stop)
+        return self._fence.run(job_id, JobStatus.RUNNING, ANY, [command]).done
 
     def count_fenced(self, model: str) -> None:
         """A result came too late and was thrown away."""
         self._connection.hincrby(keys.counters(), keys.counter(metrics.RESULTS_FENCED.name, model), 1)
 
-    def _release(self, holding: Holding, pipeline: Pipeline) -> None:
-        job_id, execution_id = holding.job.id, holding.execution_id
-        assert execution_id is not None
-        rq_surface.drop_execution(holding.job, execution_id, pipeline)
-        pipeline.hdel(keys.job(job_id), "execution")
-        pipeline.zrem(keys.leases(), f"{job_id}:{execution_id}")
-        pipeline.delete(keys.progress(job_id), keys.preview(job_id))
+    def _requeue(
+        self, job: JobRef, execution_id: str, event: QueuedEvent, suspect: bool, more: Sequence[Command]
+    ) -> Answer:
+        mark = f"{event.reason}:{execution_id}"
+        commands = [
+            *self._released(job, execution_id, mark),
+            *rq_surface.waits_again(job.job_id),
+            *lines.came_back(job.queue, job.job_id, suspect),
+            ("HDEL", keys.job(job.job_id), "started_at"),
+            added_event(job.job_id, event),
+            *more,
+        ]
+        if job.spec is None or job.spec.deadline_seconds is None:
+            due = At(self._settings.queue_deadline_seconds)
+            commands.append(("ZADD", keys.deadlines(), due, job.job_id))
+        return self._fence.run(job.job_id, JobStatus.RUNNING, execution_id, commands, mark, unless_stopped=True)
 
-    def _end_in_rq(self, holding: Holding, outcome: Outcome, pipeline: Pipeline) -> None:
-        ended_at, keep = as_datetime(holding.now), self._settings.retention_seconds + _BACKSTOP_SECONDS
+    def _released(self, job: JobRef, execution_id: str, mark: str) -> list[Command]:
+        job_id = job.job_id
+        return [
+            *rq_surface.execution_dropped(job_id, execution_id, job.queue),
+            ("HSET", keys.job(job_id), "left", mark),
+            ("HDEL", keys.job(job_id), "execution"),
+            ("ZREM", keys.leases(), f"{job_id}:{execution_id}"),
+            ("DEL", keys.progress(job_id), keys.preview(job_id)),
+        ]
+
+    def _ended_in_rq(self, job: JobRef, outcome: Outcome, worker: str) -> list[Command]:
+        keep = self._settings.retention_seconds + _BACKSTOP_SECONDS
         match outcome:
             case SucceededEvent(result=result):
                 store_keys = [picture.key for picture in result.pictures]
-                rq_surface.end_succeeded(holding.job, ended_at, store_keys, keep, pipeline)
+                commands = rq_surface.end_succeeded(job.job_id, job.queue, worker, store_keys, keep)
             case FailedEvent(error=error):
-                rq_surface.end_failed(holding.job, ended_at, f"{error.code}: {error.detail}", keep, pipeline)
+                detail = f"{error.code}: {error.detail}"
+                commands = rq_surface.end_failed(job.job_id, job.queue, worker, detail, keep)
             case CancelledEvent():
-                rq_surface.end_cancelled(holding.job, ended_at, keep, pipeline)
+                return [*rq_surface.end_cancelled(job.job_id, job.queue, keep)]
+        credit = [rq_surface.worker_counted(worker, isinstance(outcome, SucceededEvent))] if worker else []
+        return [*commands, *credit]
 
-    def _end_in_ours(self, holding: Holding, outcome: Outcome, pipeline: Pipeline) -> None:
-        settings, job_id, spec = self._settings, holding.job.id, _spec_or_none(holding.job)
-        fields: dict[FieldT, EncodableT] = {"finished_at": f"{holding.now:.6f}"}
+    def _ended_in_ours(self, job: JobRef, outcome: Outcome) -> list[Command]:
+        settings, job_id, spec = self._settings, job.job_id, job.spec
+        fields: list[EncodableT | At] = ["finished_at", At()]
         if isinstance(outcome, SucceededEvent):
-            fields["result"] = outcome.result.to_json()
+            fields += ["result", outcome.result.to_json()]
         if isinstance(outcome, FailedEvent):
-            fields["error"] = outcome.error.model_dump_json()
-        pipeline.hset(keys.job(job_id), mapping=fields)
-        pipeline.hdel(keys.job(job_id), "stop")
-        resume.forget(job_id, pipeline)
-        pipeline.expire(keys.job(job_id), settings.retention_seconds + _BACKSTOP_SECONDS)
-        pipeline.zrem(keys.deadlines(), job_id)
-        pipeline.zadd(keys.ended(), {job_id: holding.now})
-        add_event(job_id, outcome, pipeline)
-        pipeline.expire(keys.events(job_id), settings.events_retention_seconds)
-        if spec is None:
-            return
-        if spec.inputs:
-            pipeline.zadd(keys.inputs_due(), {job_id: holding.now + settings.inputs_retention_seconds})
-        pipeline.srem(keys.waiting(spec.api_key_id, spec.model), job_id)
-        count_ended(spec, outcome, pipeline)
+            fields += ["error", outcome.error.model_dump_json()]
+        commands: list[Command] = [
+            ("HSET", keys.job(job_id), *fields),
+            ("HDEL", keys.job(job_id), "stop"),
+            ("EXPIRE", keys.job(job_id), settings.retention_seconds + _BACKSTOP_SECONDS),
+            ("DEL", keys.resume(job_id)),
+            ("ZREM", keys.deadlines(), job_id),
+            ("ZADD", keys.ended(), At(), job_id),
+            added_event(job_id, outcome),
+            ("EXPIRE", keys.events(job_id), settings.events_retention_seconds),
+        ]
+        if spec is not None:
+            commands.append(("SREM", keys.waiting(spec.api_key_id, spec.model), job_id))
+            commands.append(_count(metrics.JOBS_ENDED, spec.model, spec.task, _STATUS[outcome.type]))
+            if spec.inputs:
+                commands.append(("ZADD", keys.inputs_due(), At(settings.inputs_retention_seconds), job_id))
+        return commands
 
 
-def count_ended(spec: JobSpec, outcome: Outcome, pipeline: Pipeline) -> None:
-    """The lifetime counters of ended jobs and stored pictures."""
-    status = _STATUS[outcome.type]
-    pipeline.hincrby(keys.counters(), keys.counter(metrics.JOBS_ENDED.name, spec.model, spec.task, status), 1)
-    if isinstance(outcome, SucceededEvent):
-        pictures = keys.counter(metrics.PICTURES.name, spec.model, spec.task)
-        pipeline.hincrby(keys.counters(), pictures, len(outcome.result.pictures))
+def _counted(job: JobRef, outcome: Outcome, steps: int) -> list[Command]:
+    """What a succeeded job has made."""
+    if job.spec is None or not isinstance(outcome, SucceededEvent):
+        return []
+    made = _count(metrics.PICTURES, job.spec.model, job.spec.task, by=len(outcome.result.pictures))
+    return [made, _count(metrics.DENOISING_STEPS, job.spec.model, by=steps)]
 
 
-def _spec_or_none(job: Job) -> JobSpec | None:
-    """Even a job that nobody can read must end and be cleaned up."""
-    try:
-        return rq_surface.job_spec(job)
-    except ValueError:
-        return None
+def _count(metric: metrics.Metric, *labels: str, by: int = 1) -> Command:
+    return ("HINCRBY", keys.counters(), keys.counter(metric.name, *labels), by)

@@ -5,7 +5,7 @@ from typing import Final
 
 from redis import Redis
 
-from broker import resume, rq_surface
+from broker import rq_surface
 from broker.connection import redis_time, text
 from broker.store import Store
 from contract import keys
@@ -44,7 +44,7 @@ def delete_job(connection: Redis, store: Store, job_id: str) -> JobStatus | None
     if fields[1]:
         rq_surface.delete_ended(job_id, text(fields[1]), pipeline)
     pipeline.delete(keys.job(job_id), keys.events(job_id), keys.preview(job_id), keys.progress(job_id))
-    resume.forget(job_id, pipeline)
+    pipeline.delete(keys.resume(job_id))
     pipeline.zrem(keys.ended(), job_id)
     pipeline.zrem(keys.inputs_due(), job_id)
     pipeline.execute()

@@ -9,6 +9,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from broker import rq_surface
 from broker.connection import text
+from broker.events import Progress
 from contract import keys
 from contract.spec import JobError, JobResult, JobSpec, JobStatus, JobWarning, Priority
 
@@ -98,8 +99,8 @@ def _seconds(ours: dict[bytes, bytes], field: bytes) -> float | None:
 
 def _steps(progress: bytes | None, spec: JobSpec, status: JobStatus) -> tuple[int, int]:
     if progress:
-        step, _, steps = text(progress).partition("/")
-        return int(step), int(steps)
+        running = Progress.parse(progress)
+        return running.step, running.steps
     return (spec.steps if status is JobStatus.SUCCEEDED else 0), spec.steps
 
 

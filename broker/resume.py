@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from redis import Redis
-from redis.client import Pipeline
-from redis.typing import EncodableT, FieldT
+from redis.typing import EncodableT
 
 from contract import keys
 from contract.settings import Settings
@@ -17,7 +16,7 @@ from contract.spec import JobSpec
 
 # Beyond the longest wait in a queue: whoever forgets to delete a state, Redis does.
 _BACKSTOP_SECONDS: Final = 3600
-_STEPS: Final = "steps"
+STEPS: Final = "steps"  # the field beside the states
 
 # KEYS: job, resume; ARGV: execution, seconds, then field and value alternating.
 _SAVE: Final = """
@@ -37,9 +36,6 @@ class SavedWork:
     states: Mapping[int, bytes] = field(default_factory=dict)
     steps: int = 0
 
-    def fields(self) -> dict[FieldT, EncodableT]:
-        return {_STEPS: self.steps, **{str(index): state for index, state in self.states.items()}}
-
 
 def parse(fields: Mapping[bytes, bytes]) -> dict[int, bytes]:
     """The states in the job's hash."""
@@ -56,23 +52,21 @@ class ResumeStore:
 
     def save(self, spec: JobSpec, execution_id: str, work: SavedWork) -> bool:
         """Replaces the states of the pictures given. False: the execution is no longer the job's."""
-        fields = [part for pair in self._bounded(spec, work).items() for part in pair]
-        return bool(
-            self._script(keys=[keys.job(spec.id), keys.resume(spec.id)], args=[execution_id, self._seconds, *fields])
-        )
+        names = [keys.job(spec.id), keys.resume(spec.id)]
+        return bool(self._script(keys=names, args=[execution_id, self._seconds, *self._bounded(spec, work)]))
 
-    def add(self, spec: JobSpec, work: SavedWork, pipeline: Pipeline) -> None:
-        """Unfenced: for transactions that hold the fence themselves."""
+    def commands(self, spec: JobSpec, work: SavedWork) -> list[tuple[EncodableT, ...]]:
+        """The same, unfenced: for a transaction that holds the fence itself."""
         fields = self._bounded(spec, work)
-        if fields:
-            pipeline.hset(keys.resume(spec.id), mapping=fields)
-            pipeline.expire(keys.resume(spec.id), self._seconds)
+        if not fields:
+            return []
+        key = keys.resume(spec.id)
+        return [("HSET", key, *fields), ("EXPIRE", key, self._seconds)]
 
-    def _bounded(self, spec: JobSpec, work: SavedWork) -> dict[FieldT, EncodableT]:
-        """Nothing where one state exceeds its picture's share: such a job begins again rather than fill Redis."""
-        fits = all(len(state) <= self._limit // spec.n for state in work.states.values())
-        return work.fields() if work.states and fits else {}
-
-
-def forget(job_id: str, pipeline: Pipeline) -> None:
-    pipeline.delete(keys.resume(job_id))
+    def _bounded(self, spec: JobSpec, work: SavedWork) -> list[EncodableT]:
+        """Field and value alternating; nothing where one state exceeds its picture's share of the bound: such a job
+        begins again rather than fill Redis."""
+        if not work.states or any(len(state) > self._limit // spec.n for state in work.states.values()):
+            return []
+        states = (part for index, state in work.states.items() for part in (str(index), state))
+        return [STEPS, work.steps, *states]

@@ -7,19 +7,21 @@ Redis time, decide which execution is dead.
 
 import json
 import zlib
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any, Final
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.typing import EncodableT
 from rq import Queue, SimpleWorker
 from rq.executions import Execution, ExecutionRegistry
-from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.job import JobStatus as RqStatus
 from rq.registry import BaseRegistry, CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.results import Result
 from rq.serializers import JSONSerializer
+from rq.utils import current_timestamp, utcformat
+from rq.utils import now as utc_now
 from rq.worker.base import WorkerStatus
 from rq.worker_registration import REDIS_WORKER_KEYS
 
@@ -36,17 +38,35 @@ STATUS: Final[dict[str, JobStatus]] = {
     RqStatus.FAILED.value: JobStatus.FAILED,
     RqStatus.CANCELED.value: JobStatus.CANCELLED,
 }
+_STATUS_NAMES: Final = {status: name for name, status in STATUS.items()}
 _ENDED_REGISTRIES: Final[tuple[type[BaseRegistry], ...]] = (FinishedJobRegistry, FailedJobRegistry, CanceledJobRegistry)
+_NEVER_CONNECTED: Final = Redis()  # RQ's constructors want one
+_EXECUTION_PREFIX: Final = Execution("", "", _NEVER_CONNECTED).key.removesuffix(":")
+
+RqCommand = tuple[EncodableT, ...]
+
+# rq_start(id, queue, execution, worker, now, stamp): what RQ's own worker writes when it starts a job.
+LUA_START: Final = f"""
+local function rq_start(id, queue, execution, worker, now, stamp)
+  local job, one = '{Job.key_for("")}' .. id, '{_EXECUTION_PREFIX}' .. id .. ':' .. execution
+  local executions, ttl = '{ExecutionRegistry.key_template.format("")}' .. id, {RQ_EXECUTION_SECONDS}
+  local at, expiry = string.format('%.6f', now), math.floor(now) + ttl
+  redis.call('DEL', executions)  -- of a crashed execution: else RQ's delete raises
+  redis.call('HSET', one, 'id', execution, 'created_at', at, 'last_heartbeat', at, 'worker_name', worker)
+  redis.call('EXPIRE', one, ttl)
+  redis.call('ZADD', executions, expiry + 60, execution)
+  redis.call('EXPIRE', executions, ttl + 60)
+  redis.call('ZADD', '{StartedJobRegistry.key_template.format("")}' .. queue, expiry, id .. ':' .. execution)
+  redis.call('HSET', job, 'status', '{RqStatus.STARTED.value}', 'started_at', stamp, 'last_heartbeat', stamp,
+    'worker_name', worker)
+  redis.call('PERSIST', job)
+end
+"""
 
 
 def queue_key(queue: str) -> str:
     """The list of waiting job ids."""
     return f"{Queue.redis_queue_namespace_prefix}{queue}"
-
-
-def intermediate_key(queue: str) -> str:
-    """The list of ids that are taken and not yet admitted."""
-    return IntermediateQueue.get_intermediate_queue_key(queue_key(queue))
 
 
 def job_key(job_id: str) -> str:
@@ -71,83 +91,78 @@ def job_fields(spec: JobSpec, queue: str, connection: Redis) -> dict[str, Any]:
 
 
 def stored_spec(compressed: bytes) -> JobSpec:
-    """The spec inside RQ's `data` field. Raises ValueError (also pydantic's) where it is none that we can read."""
-    return _called_with(zlib.decompress(compressed))
+    """The spec inside RQ's `data` field. Raises ValueError (also pydantic's) where it is none that we can read.
 
-
-def job_spec(job: Job) -> JobSpec:
-    """The spec of a fetched job. Raises ValueError (also pydantic's) where it is none that we can read."""
-    return _called_with(job.data)
-
-
-def _called_with(data: bytes) -> JobSpec:
-    """RQ's call is [function, instance, args, kwargs]; only our own function counts, and nothing is imported."""
-    call = json.loads(data)
+    RQ's call is [function, instance, args, kwargs]; only our own function counts, and nothing is imported.
+    """
+    try:
+        call = json.loads(zlib.decompress(compressed))
+    except zlib.error as error:
+        raise ValueError(f"RQ job data is not compressed JSON: {error}") from error
     if not isinstance(call, list) or len(call) != 4 or call[0] != JOB_FUNCTION or len(call[2]) != 1:
         raise ValueError(f"RQ job data is no call of {JOB_FUNCTION} with one argument, the job spec")
     return JobSpec.from_json(json.dumps(call[2][0]))
 
 
-def fetch(job_id: str, connection: Redis) -> Job:
-    """Raises `rq.exceptions.NoSuchJobError`."""
-    return Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
+def status_name(status: JobStatus) -> str:
+    """RQ's word for `status`."""
+    return _STATUS_NAMES[status]
 
 
-def fetch_many(job_ids: list[str], connection: Redis) -> list[Job | None]:
-    return Job.fetch_many(job_ids, connection=connection, serializer=JSONSerializer)
+def timestamp() -> str:
+    """The time as RQ writes it into a job's hash, by the local clock."""
+    return utcformat(utc_now())
 
 
-def status_of(job: Job) -> JobStatus | None:
-    """As read by the last fetch; None for states that our jobs never have."""
-    status = job.get_status(refresh=False)
-    return STATUS.get(status.value if isinstance(status, RqStatus) else str(status))
+def execution_dropped(job_id: str, execution_id: str, queue: str) -> list[RqCommand]:
+    return [
+        ("DEL", f"{_EXECUTION_PREFIX}{job_id}:{execution_id}", ExecutionRegistry.key_template.format(job_id)),
+        ("ZREM", started_key(queue), f"{job_id}:{execution_id}"),
+    ]
 
 
-def start(job: Job, worker_name: str, pipeline: Pipeline) -> str:
-    """Queues the writes that make `job` started; returns the new execution's id."""
-    pipeline.delete(ExecutionRegistry.key_template.format(job.id))  # of a crashed execution: else RQ's delete raises
-    execution = Execution.create(job, RQ_EXECUTION_SECONDS, pipeline=pipeline, worker_name=worker_name)
-    job.prepare_for_execution(worker_name, pipeline)
-    pipeline.persist(job.key)
-    return execution.id
+def waits_again(job_id: str) -> list[RqCommand]:
+    """A started job is queued again; the list of its queue is the caller's."""
+    return [("HSET", job_key(job_id), "status", status_name(JobStatus.QUEUED), "started_at", "", "worker_name", "")]
 
 
-def drop_execution(job: Job, execution_id: str, pipeline: Pipeline) -> None:
-    Execution(execution_id, job.id, connection=job.connection).delete(job, pipeline)
+def end_succeeded(job_id: str, queue: str, worker_name: str, keys: Sequence[str], keep: int) -> list[RqCommand]:
+    """RQ's result holds only the store keys, for its tools; ours is in the job's own hash. Kept for `keep` seconds."""
+    result = _result(job_id, worker_name, Result.Type.SUCCESSFUL, keep, return_value=list(keys))
+    return [*_ended(job_id, JobStatus.SUCCEEDED, keep), *result, _registered(FinishedJobRegistry, queue, job_id, keep)]
 
 
-def to_front(job: Job, pipeline: Pipeline) -> None:
-    """Queues the writes that put a started job back at the head of its queue."""
-    job.worker_name, job.started_at = "", None
-    job.set_status(RqStatus.QUEUED, pipeline=pipeline)
-    job.save(pipeline=pipeline, include_meta=False, include_result=False)
-    pipeline.lpush(queue_key(job.origin), job.id)
+def end_failed(job_id: str, queue: str, worker_name: str, detail: str, keep: int) -> list[RqCommand]:
+    result = _result(job_id, worker_name, Result.Type.FAILED, keep, exc_string=detail)
+    return [*_ended(job_id, JobStatus.FAILED, keep), *result, _registered(FailedJobRegistry, queue, job_id, keep)]
 
 
-def end_succeeded(job: Job, ended_at: datetime, keys: list[str], keep_seconds: int, pipeline: Pipeline) -> None:
-    """RQ's result holds only the store keys, for its tools; ours is in the job's own hash."""
-    job.ended_at = ended_at
-    job._result = keys
-    job._handle_success(keep_seconds, pipeline=pipeline, worker_name=job.worker_name or "")
-    job.cleanup(keep_seconds, pipeline=pipeline, remove_from_queue=False)
+def end_cancelled(job_id: str, queue: str, keep: int) -> list[RqCommand]:
+    return [*_ended(job_id, JobStatus.CANCELLED, keep), _registered(CanceledJobRegistry, queue, job_id, keep)]
 
 
-def end_failed(job: Job, ended_at: datetime, detail: str, keep_seconds: int, pipeline: Pipeline) -> None:
-    job.ended_at = ended_at
-    job.failure_ttl = keep_seconds
-    job.set_status(RqStatus.FAILED, pipeline=pipeline)
-    pipeline.lrem(queue_key(job.origin), 0, job.id)
-    job._handle_failure(detail, pipeline, worker_name=job.worker_name or "")
+def _ended(job_id: str, status: JobStatus, keep: int) -> list[RqCommand]:
+    key = job_key(job_id)
+    return [("HSET", key, "status", status_name(status), "ended_at", timestamp()), ("EXPIRE", key, keep)]
 
 
-def end_cancelled(job: Job, ended_at: datetime, keep_seconds: int, pipeline: Pipeline) -> None:
-    job.ended_at = ended_at
-    job.set_status(RqStatus.CANCELED, pipeline=pipeline)
-    job.save(pipeline=pipeline, include_meta=False, include_result=False)
-    pipeline.lrem(queue_key(job.origin), 0, job.id)
-    registry = CanceledJobRegistry(job.origin, connection=job.connection, serializer=JSONSerializer)
-    registry.add(job, pipeline=pipeline)
-    job.cleanup(keep_seconds, pipeline=pipeline, remove_from_queue=False)
+def _registered(registry: type[BaseRegistry], queue: str, job_id: str, keep: int) -> RqCommand:
+    return ("ZADD", registry.key_template.format(queue), current_timestamp() + keep, job_id)
+
+
+def _result(job_id: str, worker_name: str, kind: Result.Type, keep: int, **outcome: Any) -> list[RqCommand]:
+    result = Result(
+        job_id, kind, connection=_NEVER_CONNECTED, worker_name=worker_name, serializer=JSONSerializer, **outcome
+    )
+    key = Result.get_key(job_id)  # type: ignore[no-untyped-call]
+    fields = (part for pair in result.serialize().items() for part in pair)
+    return [("XADD", key, "MAXLEN", 10, "*", *fields), ("EXPIRE", key, keep)]
+
+
+def worker_counted(worker_name: str, succeeded: bool) -> RqCommand:
+    """One more job in a registered worker's counts."""
+    field = "successful_job_count" if succeeded else "failed_job_count"
+    return ("HINCRBY", f"{SimpleWorker.redis_worker_namespace_prefix}{worker_name}", field, 1)
 
 
 def delete_ended(job_id: str, queue: str, pipeline: Pipeline) -> None:
@@ -190,12 +205,6 @@ class WorkerRegistration:
             self._worker.set_state(WorkerStatus.BUSY if busy else WorkerStatus.IDLE)
             self._busy = busy
         self._worker.heartbeat()
-
-    def count(self, succeeded: bool) -> None:
-        if succeeded:
-            self._worker.increment_successful_job_count()
-        else:
-            self._worker.increment_failed_job_count()
 
     def death(self) -> None:
         self._worker.register_death()  # type: ignore[no-untyped-call]

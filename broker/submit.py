@@ -19,6 +19,7 @@ from contract.spec import JobSpec
 _SUBMIT: Final = """
 local queue, rq_job, job, events, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local jobs_of, waiting, rate, deadlines, counters, rq_queues = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local line, turns, owner, deadline = KEYS[12], KEYS[13], ARGV[14], ARGV[15]
 local id, body_hash, max_depth, max_waiting = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local per_second, burst, patience, remember = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local event, max_events, counter, queue_member, model = ARGV[9], ARGV[10], ARGV[11], ARGV[12], ARGV[13]
@@ -45,11 +46,14 @@ if redis.call('SCARD', waiting) >= max_waiting then return {'key_full', tostring
 redis.call('HSET', rate, 'tokens', tostring(tokens - 1), 'at', string.format('%.6f', now))
 redis.call('EXPIRE', rate, math.ceil(burst / per_second) + 1)
 local fields = {}
-for i = 14, #ARGV do fields[#fields + 1] = ARGV[i] end
+for i = 16, #ARGV do fields[#fields + 1] = ARGV[i] end
 redis.call('HSET', rq_job, unpack(fields))
 redis.call('HSET', job, 'created_at', string.format('%.6f', now), 'model', model)
+if deadline ~= '' then redis.call('HSET', job, 'deadline', string.format('%.6f', now + tonumber(deadline))) end
 redis.call('SADD', rq_queues, queue_member)
 redis.call('RPUSH', queue, id)
+redis.call('RPUSH', line, id)
+redis.call('ZADD', turns, 'NX', string.format('%.6f', now), owner)
 redis.call('SADD', waiting, id)
 redis.call('ZADD', jobs_of, string.format('%d', clock[1] * 1000000 + clock[2]), id)
 redis.call('ZADD', deadlines, string.format('%.6f', now + patience), id)
@@ -104,8 +108,9 @@ class Submitter:
         return self._outcome(spec, text(answer), text(value))
 
     def _keys(self, spec: JobSpec, idempotency_key: str | None) -> list[str]:
+        queue = keys.queue_name(spec.model, spec.priority)
         return [
-            rq_surface.queue_key(keys.queue_name(spec.model, spec.priority)),
+            rq_surface.queue_key(queue),
             rq_surface.job_key(spec.id),
             keys.job(spec.id),
             keys.events(spec.id),
@@ -116,6 +121,8 @@ class Submitter:
             keys.deadlines(),
             keys.counters(),
             rq_surface.QUEUES_KEY,
+            keys.line(queue, spec.api_key_id),
+            keys.turns(queue),
         ]
 
     def _arguments(self, spec: JobSpec, body_hash: str | None) -> list[str | bytes | int | float]:
@@ -136,6 +143,8 @@ class Submitter:
             keys.counter(metrics.JOBS_SUBMITTED.name, spec.model, spec.task, spec.priority),
             rq_surface.queue_key(queue),
             spec.model,
+            spec.api_key_id or keys.ANONYMOUS,
+            spec.deadline_seconds or "",
             *(part for pair in fields.items() for part in pair),
         ]
 

@@ -26,19 +26,21 @@ from uuid import uuid4
 
 from broker import catalogue
 from broker.connection import connect, text
-from broker.events import Publisher
-from broker.finish import Finisher, Outcome
+from broker.events import Progress, Publisher
+from broker.fence import Fence
+from broker.finish import Finisher, Outcome, stopped
 from broker.reap import Sweeper, Swept
 from broker.resume import ResumeStore, SavedWork
 from broker.rq_surface import WorkerRegistration
+from broker.state import JobRef
 from broker.stops import Stop
 from broker.take import TakenJob, Taker
 from contract import keys
 from contract.card import ModelCard
 from contract.errors import ErrorCode
-from contract.events import CancelledEvent, FailedEvent, PreviewEvent, ProgressEvent, SucceededEvent
+from contract.events import FailedEvent, PreviewEvent, ProgressEvent, SucceededEvent
 from contract.settings import Settings
-from contract.spec import JobError, JobResult, JobWarning, Priority
+from contract.spec import JobError, JobResult, JobStatus, JobWarning, Priority
 
 # KEYS: leases; ARGV: seconds, members. Only leases that are still held are renewed; returns the lost ones.
 _RENEW: Final = """
@@ -73,9 +75,9 @@ class WorkerBroker:
         self._cards = tuple(cards)
         self._slots = slots
         self._redis = connect(settings.redis_url)
-        queues = [keys.queue_name(card.name, priority) for priority in Priority for card in cards]
+        queues = [[keys.queue_name(card.name, priority) for card in cards] for priority in Priority]
         self._rq_redis = connect(settings.redis_url)
-        self._registration_queues = queues
+        self._queues = [queue for models in queues for queue in models]
         self._registration: WorkerRegistration | None = None
         self._taker = Taker(self._redis, self.name, queues, settings.lease_seconds)
         self._finisher = Finisher(self._redis, settings)
@@ -83,12 +85,15 @@ class WorkerBroker:
         self._resume = ResumeStore(self._redis, settings)
         self._sweeper = Sweeper(self._redis, settings)
         self._renew = self._redis.register_script(_RENEW)
+        self._fence = Fence(self._redis)
+        self._held: dict[str, TakenJob] = {}
         self._reported: dict[str, float] = {}
+        self._steps: dict[str, int] = {}
 
     def register(self) -> None:
         """Publishes the model cards and shows the worker to gateways and `rq info`. Call when ready to work."""
         catalogue.publish_cards(self._redis, self._cards)
-        self._registration = WorkerRegistration(self.name, self._registration_queues, self._rq_redis, _RQ_TTL_SECONDS)
+        self._registration = WorkerRegistration(self.name, self._queues, self._rq_redis, _RQ_TTL_SECONDS)
         self._registration.birth()
         self._beat(0)
 
@@ -103,16 +108,22 @@ class WorkerBroker:
     def take(self, slots: int) -> list[TakenJob]:
         """Up to `slots` jobs, interactive before batch; empty when none waits. Never blocks.
 
-        One job may hold several pictures (`spec.n`). A job whose spec is unreadable fails here.
+        One job may hold several pictures (`spec.n`). A job whose spec is unreadable fails here. Nothing comes while
+        this worker holds a job that must run alone, or is to hold one as soon as it has ended all others.
         """
+        held = list(self._held.values())
+        if slots <= 0 or any(job.alone for job in held):
+            return []
         jobs = []
-        for taken in self._taker.take(slots) if slots > 0 else ():
+        for taken in self._taker.take(slots, empty=not held):
             if isinstance(taken, TakenJob):
                 jobs.append(taken)
+                self._hold(taken)
             else:
                 detail = f"this worker cannot read the job: {taken.reason}"
                 error = JobError(code=ErrorCode.SPEC_UNSUPPORTED, detail=detail)
-                self._finisher.end(taken.job_id, taken.execution_id, FailedEvent(error=error))
+                ref = JobRef(taken.job_id, taken.queue, None)
+                self._finisher.end(ref, taken.execution_id, FailedEvent(error=error))
         return jobs
 
     def heartbeat(self, held: Iterable[TakenJob]) -> set[str]:
@@ -124,7 +135,7 @@ class WorkerBroker:
         lost = self._renew(keys=[keys.leases()], args=[self._settings.lease_seconds, *members]) if members else []
         self._beat(len(members))
         for member in lost:
-            self._reported.pop(text(member).partition(":")[2], None)
+            self._forget(text(member).partition(":")[2])
         return {members[text(member)] for member in lost}
 
     def stops(self, held: Iterable[TakenJob]) -> dict[str, Stop]:
@@ -138,14 +149,20 @@ class WorkerBroker:
         answers = pipeline.execute()
         return {job.job_id: Stop(text(stop)) for job, stop in zip(jobs, answers, strict=True) if stop}
 
-    def progress(self, job: TakenJob, step: int, steps: int) -> None:
-        """Publishes that `step` of `steps` are done; at most every 100 ms per job, the last step always."""
+    def progress(self, job: TakenJob, step: int, steps: int, total: int | None = None) -> None:
+        """Publishes that `step` of `steps` are done; at most every 100 ms per job, the last step always.
+
+        `total` counts the steps that all pictures of the job have done, as `save_resume` counts them; left out: those
+        of a job whose pictures are all at `step`.
+        """
+        self._steps[job.execution_id] = steps
         now = time.monotonic()
         if step < steps and now - self._reported.get(job.execution_id, 0.0) < _PROGRESS_SECONDS:
             return
         self._reported[job.execution_id] = now
         event = ProgressEvent(step=step, steps=steps)
-        self._publisher.publish(job.job_id, job.execution_id, event, progress=f"{step}/{steps}")
+        progress = Progress(step, steps, step * job.spec.n if total is None else total)
+        self._publisher.publish(job.job_id, job.execution_id, event, progress=str(progress))
 
     def preview(self, job: TakenJob, index: int, step: int, data: bytes, content_type: str) -> None:
         """Replaces the job's latest preview (a small encoded picture) and says so in the stream."""
@@ -154,7 +171,9 @@ class WorkerBroker:
 
     def warn(self, job: TakenJob, warnings: Sequence[JobWarning]) -> None:
         """Makes warnings visible while the job runs; put them into its result as well."""
-        self._redis.hset(keys.job(job.job_id), "warnings", json.dumps([warning.model_dump() for warning in warnings]))
+        document = json.dumps([warning.model_dump() for warning in warnings])
+        command = ("HSET", keys.job(job.job_id), "warnings", document)
+        self._fence.run(job.job_id, JobStatus.RUNNING, job.execution_id, [command])
 
     def succeed(self, job: TakenJob, result: JobResult) -> bool:
         """Ends the job with its pictures, which are in the store already. False: fenced off, nothing was written."""
@@ -166,10 +185,7 @@ class WorkerBroker:
 
     def end_stopped(self, job: TakenJob, stop: Stop) -> bool:
         """Ends a job that `stops` named: as cancelled, or as failed with deadline_exceeded. False: fenced off."""
-        if stop is Stop.CANCELLED:
-            return self._end(job, CancelledEvent())
-        detail = f"the job did not finish within its deadline of {job.spec.deadline_seconds:g} s"
-        return self.fail(job, JobError(code=ErrorCode.DEADLINE_EXCEEDED, detail=detail))
+        return self._end(job, stopped(stop, job.spec.deadline_seconds))
 
     def save_resume(self, job: TakenJob, states: Mapping[int, bytes], steps: int = 0) -> bool:
         """Keeps what the pictures in `states` (by index) need to go on elsewhere. False: the job has been lost.
@@ -183,23 +199,36 @@ class WorkerBroker:
 
     def hand_back(self, job: TakenJob, states: Mapping[int, bytes] = _NO_STATES, steps: int = 0) -> bool:
         """Puts an unfinished job back at the head of its queue, e.g. on SIGTERM, with `states` and `steps` as in
-        `save_resume`. False: fenced off."""
-        self._reported.pop(job.execution_id, None)
+        `save_resume`; a job that is to be stopped ends instead. False: fenced off."""
         work = SavedWork(states, steps)
-        return self._finisher.requeue(job.job_id, job.execution_id, "handed_back", work)
+        answer = self._finisher.hand_back(JobRef.of(job.spec), job.execution_id, work, job.alone)
+        if answer.stop is not None:
+            return self.end_stopped(job, Stop(answer.stop))
+        self._forget(job.execution_id)
+        return answer.done
 
     def sweep(self) -> Swept:
         """Puts other workers' abandoned jobs back and fails expired ones. Call every `reap_seconds`."""
         return self._sweeper.sweep()
 
     def _end(self, job: TakenJob, outcome: Outcome) -> bool:
-        self._reported.pop(job.execution_id, None)
-        ended = self._finisher.end(job.job_id, job.execution_id, outcome)
+        registered = self.name if self._registration is not None else ""
+        steps = self._steps.get(job.execution_id, job.spec.steps) * job.spec.n
+        ended = self._finisher.end(JobRef.of(job.spec), job.execution_id, outcome, registered, steps)
+        self._forget(job.execution_id)
         if not ended:
             self._finisher.count_fenced(job.spec.model)
-        elif self._registration is not None and not isinstance(outcome, CancelledEvent):
-            self._registration.count(succeeded=isinstance(outcome, SucceededEvent))
         return ended
+
+    def _hold(self, job: TakenJob) -> None:
+        for other in [held for held in list(self._held.values()) if held.job_id == job.job_id]:
+            self._forget(other.execution_id)  # its lease had ended
+        self._held[job.execution_id] = job
+
+    def _forget(self, execution_id: str) -> None:
+        self._held.pop(execution_id, None)
+        self._reported.pop(execution_id, None)
+        self._steps.pop(execution_id, None)
 
     def _beat(self, running: int) -> None:
         catalogue.beat(self._redis, self.name, self._cards, self._slots, running, self._settings.lease_seconds)

@@ -58,6 +58,40 @@ def waiting(api_key_id: str | None, model: str) -> str:
     return f"darkroom:waiting:{model}:{api_key_id or ANONYMOUS}"
 
 
+def line(queue: str, api_key_id: str | None) -> str:
+    """List of one API key's jobs that wait in a queue and were never taken, the oldest first."""
+    return f"{line_prefix(queue)}{api_key_id or ANONYMOUS}"
+
+
+def line_prefix(queue: str) -> str:
+    return f"darkroom:line:{queue}:"
+
+
+def turns(queue: str) -> str:
+    """Sorted set of the API keys that may have a line in a queue by the time of their last turn."""
+    return f"darkroom:turns:{queue}"
+
+
+def returned(queue: str) -> str:
+    """List of waiting jobs that came back from a worker: they go on before others begin."""
+    return f"darkroom:returned:{queue}"
+
+
+def suspects(queue: str) -> str:
+    """List of waiting jobs that must run alone, since workers died with them."""
+    return f"darkroom:suspects:{queue}"
+
+
+def suspect_claim(queue: str) -> str:
+    """Name of the worker that drains in order to run the queue's next suspect."""
+    return f"darkroom:suspect-claim:{queue}"
+
+
+def last_take(worker_name: str) -> str:
+    """What a worker took last, should the answer have got lost."""
+    return f"darkroom:take:{worker_name}"
+
+
 def rate(api_key_id: str | None) -> str:
     """Token bucket of one API key."""
     return f"darkroom:rate:{api_key_id or ANONYMOUS}"

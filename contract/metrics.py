@@ -36,7 +36,18 @@ RESULTS_FENCED: Final = Metric(
     "Results thrown away: the execution had lost its job.",
     ("model",),
 )
-REDIS_COUNTERS: Final = (JOBS_SUBMITTED, JOBS_ENDED, PICTURES, EXECUTIONS_REAPED, RESULTS_FENCED)
+DENOISING_STEPS: Final = Metric(
+    "darkroom_denoising_steps_total", "counter", "Denoising steps in the pictures of succeeded jobs.", ("model",)
+)
+DENOISING_STEPS_REDONE: Final = Metric(
+    "darkroom_denoising_steps_redone_total",
+    "counter",
+    "Denoising steps that were lost with a worker: done, reported and not saved.",
+    ("model",),
+)
+REDIS_COUNTERS: Final = (
+    JOBS_SUBMITTED, JOBS_ENDED, PICTURES, EXECUTIONS_REAPED, RESULTS_FENCED, DENOISING_STEPS, DENOISING_STEPS_REDONE,
+)  # fmt: skip
 
 # Read from Redis at scrape time.
 QUEUE_DEPTH: Final = Metric("darkroom_queue_depth", "gauge", "Jobs waiting in a queue.", ("model", "priority"))

@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=6.0, gt=0, description="a job whose worker is silent so long goes back")
     heartbeat_seconds: float = Field(default=1.5, gt=0, description="how often a worker renews its leases")
     reap_seconds: float = Field(default=1.0, gt=0, description="how often lapsed leases are looked for")
-    max_abandonments: int = Field(default=5, ge=1, description="a job abandoned more often fails as worker_lost")
+    max_abandonments: int = Field(
+        default=5, ge=1, description="a job that more workers died with, without progress, fails"
+    )
     max_resume_bytes: int = Field(
         default=32 * 2**20,
         ge=0,

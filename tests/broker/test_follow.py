@@ -122,7 +122,7 @@ async def test_progress_is_throttled(
     (job,) = worker.take(1)
     for step in range(1, 51):
         worker.progress(job, step, 50)
-    assert redis_client.get(keys.progress(spec.id)) == b"50/50"
+    assert redis_client.get(keys.progress(spec.id)) == b"50/50/50"
     assert redis_client.xlen(keys.events(spec.id)) <= 2 + 5
 
 

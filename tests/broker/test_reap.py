@@ -12,10 +12,9 @@ from broker.embedded import EmbeddedValkey
 from broker.gateway_side import JobBroker
 from broker.reap import Swept
 from broker.supervisor_side import SupervisorBroker
-from broker.take import TakenJob, Taker
+from broker.take import TakenJob
 from broker.worker_side import WorkerBroker
 from contract import keys, metrics
-from contract.errors import ErrorCode
 from contract.settings import Settings
 from contract.spec import JobResult, JobSpec, JobStatus, Priority
 
@@ -71,49 +70,6 @@ async def test_a_heartbeat_keeps_the_lease(gateway: JobBroker, mortal: WorkerBro
         await asyncio.sleep(LEASE / 3)
         assert mortal.heartbeat([job]) == set()
         assert await gateway.sweep() == Swept()
-
-
-async def test_a_worker_dies_between_take_and_admit(
-    gateway: JobBroker,
-    mortal: WorkerBroker,
-    worker: WorkerBroker,
-    make_spec: MakeSpec,
-    redis_client: Redis,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Killed(BaseException):
-        pass
-
-    def die(*_: object) -> None:
-        raise Killed
-
-    specs = [make_spec() for _ in range(3)]
-    for spec in specs:
-        await gateway.submit(spec)
-    with monkeypatch.context() as patch:
-        patch.setattr(Taker, "_admit", die)
-        with pytest.raises(Killed):
-            mortal.take(2)
-    queue = f"rq:queue:{keys.queue_name('tiny', Priority.INTERACTIVE)}"
-    assert redis_client.llen(f"{queue}:intermediate") == 2
-    await asyncio.sleep(LEASE * 1.2)
-    assert await gateway.sweep() == Swept(returned=2)
-    assert redis_client.llen(f"{queue}:intermediate") == 0
-    assert {job.job_id for job in worker.take(8)} == {spec.id for spec in specs}
-
-
-async def test_a_job_abandoned_too_often_fails(gateway: JobBroker, mortal: WorkerBroker, make_spec: MakeSpec) -> None:
-    spec = make_spec()
-    await gateway.submit(spec)
-    for expected in (Swept(returned=1), Swept(returned=1), Swept(failed=1)):
-        assert len(mortal.take(1)) == 1
-        await asyncio.sleep(LEASE * 1.2)
-        assert await gateway.sweep() == expected
-    record = await gateway.get(spec.id)
-    assert record is not None
-    assert record.status is JobStatus.FAILED
-    assert record.error is not None
-    assert record.error.code is ErrorCode.WORKER_LOST
 
 
 async def test_nobody_is_reaped_right_after_the_sweeper_starts(

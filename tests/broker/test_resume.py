@@ -45,7 +45,8 @@ async def test_a_lost_execution_saves_nothing(
     assert not worker.save_resume(zombie, STATES, 1)
     (job,) = worker.take(1)
     assert not worker.save_resume(zombie, STATES, 1)
-    assert not worker.hand_back(zombie, STATES, 1)
+    worker.hand_back(zombie, STATES, 1)  # the second time, and so without effect
+    assert not redis_client.exists(keys.resume(job.job_id))
     assert worker.succeed(job, result_of(job))
     assert not worker.save_resume(job, STATES, 1)
     assert not redis_client.exists(keys.resume(job.job_id))

@@ -144,7 +144,7 @@ def test_error_codes_carry_status_and_summary() -> None:
 
 def test_keys_never_collide() -> None:
     same = {"job_id": "x", "api_key_id": "x", "model": "x", "name": "x", "idempotency_key": "x", "metric": "x"}
-    same |= {"execution_id": "e", "extension": "png"}
+    same |= {"execution_id": "e", "extension": "png", "queue": "x", "worker_name": "x"}
     made = {}
     for name, function in inspect.getmembers(keys, inspect.isfunction):
         if function.__module__ == keys.__name__ and name not in {"queue_names", "queue_name", "counter"}:
