@@ -15,6 +15,7 @@ from broker.supervisor_side import SupervisorBroker
 from broker.take import TakenJob
 from broker.worker_side import WorkerBroker
 from contract import keys, metrics
+from contract.card import ModelCard
 from contract.settings import Settings
 from contract.spec import JobResult, JobSpec, JobStatus, Priority
 
@@ -122,6 +123,45 @@ async def test_jobs_survive_a_restart_of_the_server(
     record = await broker.get(spec.id)
     assert record is not None
     assert record.spec == spec
+    await broker.close()
+
+
+async def test_a_worker_goes_on_after_a_restart_of_the_server(
+    durable: EmbeddedValkey, settings: Settings, card: ModelCard, make_spec: MakeSpec, result_of: ResultOf
+) -> None:
+    """Both sides keep their objects; the lease ran out meanwhile, and nobody took the job away."""
+    changed = settings.model_copy(update={"redis_url": durable.url, "lease_seconds": LEASE})
+    broker, worker = JobBroker(changed), WorkerBroker(changed, [card], slots=8)
+    worker.register()
+    assert worker.sweep() == Swept()
+    specs = [make_spec(), make_spec()]
+    for spec in specs:
+        await broker.submit(spec)
+    (job,) = worker.take(1)
+    assert worker.save_resume(job, {0: b"state"}, 1)
+    durable.stop()
+    for call in (worker.sweep, lambda: worker.heartbeat([job]), lambda: worker.take(1)):
+        with pytest.raises(REDIS_UNAVAILABLE):
+            call()
+    durable.start()
+    assert worker.sweep() == Swept()  # reachable again, but not yet for a lease
+    assert worker.heartbeat([job]) == set()
+    await asyncio.sleep(LEASE / 2)
+    assert worker.heartbeat([job]) == set()
+    assert worker.hand_back(job)
+    again, other = worker.take(8)
+    assert again.resume == {0: b"state"}
+    assert {again.job_id, other.job_id} == {spec.id for spec in specs}
+    assert worker.succeed(other, result_of(other))
+    worker.progress(again, 1, 4)
+    await asyncio.sleep(LEASE * 1.2)
+    assert await broker.sweep() == Swept()  # the gateway has just begun to look
+    assert worker.sweep() == Swept(returned=1)
+    for spec, status in zip(specs, (JobStatus.QUEUED, JobStatus.SUCCEEDED), strict=True):
+        record = await broker.get(spec.id)
+        assert record is not None
+        assert record.status is status
+    worker.close()
     await broker.close()
 
 
