@@ -69,7 +69,8 @@ def complete(given: dict[str, Any], card: "ModelCard") -> JobSpec:
 
 def _make(served: "ServedModel", spec: JobSpec, requests: list[Any]) -> list[bytes]:
     """The pictures' files, in order. Raises `OSError` naming what failed."""
-    from worker.engine.engine import Engine, RowFailed, RowFinished, RowProgress
+    from worker.engine.engine import Engine
+    from worker.engine.events import RowFailed, RowFinished, RowProgress
     from worker.main import buckets
     from worker.outputs import encode
 

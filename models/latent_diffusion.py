@@ -15,6 +15,7 @@ from models.samplers import ddim_step, guide
 from models.schedule import NoiseSchedule
 from models.tasks import PictureRequest, Task, finish, prepare
 from models.text import TextEncoder
+from models.tiling import TiledDecoding
 from models.unet import UNet
 from models.weights_io.folder import load_parts
 
@@ -87,14 +88,18 @@ class LatentDiffusion(nn.Module):
         return self.unet.conv_in.weight.device
 
     @torch.no_grad()
-    def encode_picture(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Pixels [1, 3, H, W] in [-1, 1] -> scaled latents [1, z, H/f, W/f], a sample of the posterior.
-
-        In fp32 on the CPU, where the generator is.
-        """
+    def posterior(self, pixels: Tensor) -> Posterior:
+        """Pixels [1, 3, H, W] in [-1, 1] -> q(z|x) in fp32 on the CPU, where the generators are."""
         weight = self.autoencoder.quant_conv.weight
         posterior = self.autoencoder.encode(pixels.to(weight.device, weight.dtype))
-        posterior = Posterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu())
+        return Posterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu())
+
+    def blank_posterior(self, height: int, width: int) -> Posterior:
+        """`posterior` of a grey picture of `height` x `width` pixels: what an inpainting model sees of no picture."""
+        return self.posterior(torch.zeros(1, self.autoencoder.config.in_channels, height, width))
+
+    def scaled_sample(self, posterior: Posterior, generator: torch.Generator) -> Tensor:
+        """Scaled latents [1, z, h, w], drawn from the posterior."""
         noise = torch.randn(posterior.mean.shape, generator=generator, dtype=torch.float32)
         return posterior.sample(noise) * self.autoencoder.config.scaling_factor
 
@@ -106,9 +111,16 @@ class LatentDiffusion(nn.Module):
             (latents / self.autoencoder.config.scaling_factor).to(weight.device, weight.dtype)
         )
 
+    def decoding(self, latents: Tensor) -> TiledDecoding:
+        """`decode_latents` in pieces that bound memory and time, [1, 3, H, W] as well; one piece for usual sizes."""
+        return TiledDecoding(self.decode_latents, latents, self.autoencoder.config.downsampling_factor)
+
     def render(self, request: PictureRequest, on_step: OnStep | None = None) -> Image.Image:
         """One picture, alone: the plain statement of the algorithm, against which the engine is tested."""
-        return finish(self, request, self.render_latents(request, on_step))
+        decoding = self.decoding(self.render_latents(request, on_step))
+        while not decoding.done:
+            decoding.step()
+        return finish(request, decoding.pixels)
 
     @torch.no_grad()
     def render_latents(self, request: PictureRequest, on_step: OnStep | None = None) -> Tensor:

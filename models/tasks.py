@@ -8,6 +8,7 @@ steps, below 1: posterior, noise, masked posterior, steps; upscale: low-resoluti
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from models.autoencoder import Posterior
 from models.pictures import pad_to_multiple, to_image, to_mask, to_pixels
 from models.samplers import ddim_coefficients
 
@@ -84,9 +86,15 @@ def latent_size(model: LatentDiffusion, request: PictureRequest) -> tuple[int, i
     return -(-request.height // f), -(-request.width // f)
 
 
+BlankPosterior = Callable[[int, int], Posterior]
+"""As `LatentDiffusion.blank_posterior`."""
+
+
 @torch.no_grad()
-def prepare(model: LatentDiffusion, request: PictureRequest) -> Start:
+def prepare(model: LatentDiffusion, request: PictureRequest, blank: BlankPosterior | None = None) -> Start:
     """Everything up to the first step; runs the VAE encoder at batch 1 where the task has a picture.
+
+    `blank` may give the posterior of a blank picture from a cache.
 
     Raises ValueError when the model does not serve the task, or when a picture is missing or misshapen.
     """
@@ -105,10 +113,12 @@ def prepare(model: LatentDiffusion, request: PictureRequest) -> Start:
     if not full:
         timesteps = timesteps[-max(int(request.steps * request.strength), 1) :]
     noise_only = full and (model.inpaints or request.task == "txt2img")
-    clean = None if noise_only else model.encode_picture(_padded(model, request), generator)
+    clean = None if noise_only else model.scaled_sample(model.posterior(_padded(model, request)), generator)
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)
     latents = noise if clean is None else model.schedule.add_noise(clean, noise, torch.tensor(timesteps[:1]))
-    conditioning = _inpaint_conditioning(model, request, generator) if model.inpaints else None
+    conditioning = None
+    if model.inpaints:
+        conditioning = _inpaint_conditioning(model, request, generator, blank or model.blank_posterior)
     coefficients = ddim_coefficients(model.schedule, timesteps, request.steps, request.eta)
     return Start(latents, conditioning, None, timesteps, coefficients, generator)
 
@@ -127,7 +137,9 @@ def _padded(model: LatentDiffusion, request: PictureRequest) -> Tensor:
     return to_pixels(pad_to_multiple(image.convert("RGB"), model.autoencoder.config.downsampling_factor))
 
 
-def _inpaint_conditioning(model: LatentDiffusion, request: PictureRequest, generator: torch.Generator) -> Tensor:
+def _inpaint_conditioning(
+    model: LatentDiffusion, request: PictureRequest, generator: torch.Generator, blank: BlankPosterior
+) -> Tensor:
     """[mask 1, masked latents z]: 1 = repaint, the hole is grey (0) (RunwayML's inpainting UNet).
 
     Without a mask all is repainted: an inpainting model makes pictures from text by repainting everything.
@@ -141,12 +153,12 @@ def _inpaint_conditioning(model: LatentDiffusion, request: PictureRequest, gener
                 f"mask is {mask_image.width}x{mask_image.height}, expected {request.width}x{request.height}"
             )
         mask = to_mask(pad_to_multiple(mask_image.convert("L"), f))
-        pixels = _padded(model, request)
+        masked = model.posterior(_padded(model, request) * (mask < 0.5))
+        small_mask = F.interpolate(mask, size=(height, width), mode="nearest")
     else:
-        mask = torch.ones(1, 1, height * f, width * f)
-        pixels = torch.zeros(1, 3, height * f, width * f)
-    masked = model.encode_picture(pixels * (mask < 0.5), generator)
-    return torch.cat([F.interpolate(mask, size=(height, width), mode="nearest"), masked], dim=1)
+        masked = blank(height * f, width * f)
+        small_mask = torch.ones(1, 1, height, width)
+    return torch.cat([small_mask, model.scaled_sample(masked, generator)], dim=1)
 
 
 def _prepare_upscale(
@@ -171,13 +183,12 @@ def _prepare_upscale(
 
 
 @torch.no_grad()
-def finish(model: LatentDiffusion, request: PictureRequest, latents: Tensor) -> Image.Image:
-    """Denoised latents [1, z, h, w] -> the picture that our endpoints promise.
+def finish(request: PictureRequest, pixels: Tensor) -> Image.Image:
+    """Decoded pixels [1, 3, H, W] -> the picture that our endpoints promise.
 
     Cropped to the requested size; inpaint gives unmasked pixels back as they came; upscale agrees with its input's
     low frequencies (an autoencoder shifts tints a little).
     """
-    pixels = model.decode_latents(latents)
     if request.task == "upscale" and request.image is not None:
         pixels = _match_low_frequencies(pixels, to_pixels(request.image))
     picture = to_image(pixels).crop((0, 0, request.width, request.height))

@@ -16,15 +16,8 @@ from contract.errors import ErrorCode
 from contract.settings import Settings
 from contract.spec import JobError, Priority
 from models.latent_diffusion import LatentDiffusion
-from worker.engine.engine import (
-    Engine,
-    Event,
-    LaneTicked,
-    NotFiniteError,
-    RowFailed,
-    RowFinished,
-    RowProgress,
-)
+from worker.engine.engine import Engine
+from worker.engine.events import Event, LaneTicked, NotFiniteError, RowFailed, RowFinished, RowProgress
 from worker.jobs import RunningJob
 from worker.link import BrokerLink, store_unavailable
 from worker.measures import WorkerMetrics
@@ -62,9 +55,10 @@ class BatchWorker:
         engine: Engine,
         store: Store,
         metrics: WorkerMetrics,
+        name: str | None = None,
     ) -> None:
         cards = [one.card for one in served.values()]
-        self.broker = WorkerBroker(settings, cards, slots=engine.free_slots)
+        self.broker = WorkerBroker(settings, cards, slots=engine.free_slots, name=name)
         self._settings = settings
         self._served = served
         self._engine = engine

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from broker.take import TakenJob
 from contract.spec import JobResult, JobWarning, PictureResult, Timings
-from worker.engine.engine import Span
+from worker.engine.events import Span
 
 
 class RunningJob:

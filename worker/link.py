@@ -23,7 +23,7 @@ from broker.worker_side import WorkerBroker
 from contract.errors import ErrorCode
 from contract.settings import Settings
 from contract.spec import JobError, JobResult, JobWarning
-from worker.engine.engine import Span
+from worker.engine.events import Span
 from worker.messages import Arrived, Broken, Lost, Message, Stopped, Stored, StoreFailed, TakeEnded
 from worker.outputs import encode_preview, store_picture
 from worker.requests import BadJobError, load_inputs

@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from contract import metrics
 from contract.metrics import Metric
 from contract.spec import JobSpec, Timings
-from worker.engine.engine import LaneTicked
+from worker.engine.events import LaneTicked
 
 
 class WorkerMetrics:

@@ -8,7 +8,7 @@ from PIL import Image
 from broker.stops import Stop
 from broker.take import TakenJob
 from contract.spec import PictureResult
-from worker.engine.engine import Span
+from worker.engine.events import Span
 
 
 @dataclass(frozen=True)

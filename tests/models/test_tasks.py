@@ -96,7 +96,7 @@ def test_upscaling_keeps_the_low_frequencies(upscaler: LatentDiffusion, noise_im
     """Whatever was decoded: here from latents of pure noise."""
     small = noise_image(16, 12)
     latents = torch.randn(1, 4, 12, 16)
-    picture = finish(upscaler, request_of("upscale", image=small), latents)
+    picture = finish(request_of("upscale", image=small), upscaler.decode_latents(latents))
     assert picture.size == (64, 48)
 
     def distance(pixels: torch.Tensor) -> float:

@@ -12,7 +12,8 @@ from torch import Tensor
 from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
 from tests.tiny_models import BASE, UPSCALER
-from worker.engine.engine import Engine, Event, LaneTicked, NotFiniteError, RowFailed, RowFinished, RowProgress
+from worker.engine.engine import Engine
+from worker.engine.events import Event, LaneTicked, NotFiniteError, RowFailed, RowFinished, RowProgress
 
 Models = Mapping[str, LatentDiffusion]
 
@@ -207,7 +208,7 @@ def test_bad_rows_fail_alone(models: Models, picture: Image.Image, monkeypatch: 
 
     monkeypatch.setattr(models[BASE].unet, "denoise", faulty)
     monkeypatch.setattr(models[BASE], "decode_latents", fussy)
-    engine = Engine(models, buckets=(1, 2, 4, 8))
+    engine = Engine(models, buckets=(1, 2, 4, 8), capacity=64)
     engine.submit("good", BASE, request(eta=1.0))
     engine.submit("misshapen", BASE, request("img2img", image=picture, strength=0.5))
     engine.submit("stepless", BASE, request(steps=0))

@@ -44,7 +44,7 @@ class Bank:
     ) -> None:
         """A row moves in, ready for its first step."""
         steps = len(start.timesteps)
-        self.x[slot] = start.latents[0]
+        self.set_progress(slot, start.latents[0], 0)
         if self.conditioning is not None and start.conditioning is not None:
             self.conditioning[slot] = start.conditioning[0]
         for (k_bank, v_bank), (k, v) in zip(self.kv, kv, strict=True):
@@ -52,11 +52,15 @@ class Bank:
             v_bank[:, slot] = v
         self.coefficients[slot, :steps] = start.coefficients
         self.timesteps[slot, :steps] = torch.tensor(start.timesteps)
-        self.step[slot] = 0
         self.active[slot] = 1
         self.guidance[slot] = guidance_scale
         if self.class_embedding is not None and class_embedding is not None:
             self.class_embedding[slot] = class_embedding
+
+    def set_progress(self, slot: int, x: Tensor, step: int) -> None:
+        """The row goes on with latents x [z, h, w] after `step` steps."""
+        self.x[slot] = x
+        self.step[slot] = step
 
     def clear(self, slot: int) -> None:
         """A row moves out; what it may have left behind, NaN for one, goes with it."""

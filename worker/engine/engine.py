@@ -11,104 +11,80 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest, Start, finish, latent_size
+from models.tiling import TiledDecoding
 from worker.engine import runner
 from worker.engine.bank import Bank
+from worker.engine.events import (
+    Event,
+    LaneTicked,
+    NotFiniteError,
+    RowFailed,
+    RowFinished,
+    RowHandedBack,
+    RowProgress,
+    Span,
+    Stage,
+)
+from worker.engine.memory import Ceiling, free_caches, is_device_lost, is_out_of_memory
 from worker.engine.resident import ResidentModel
+from worker.engine.resume import ResumeState
 from worker.engine.scheduler import Lane, LaneKey, Row, Scheduler
 
+Buckets = Callable[[LaneKey], Sequence[int]]
+"""Batch sizes that a lane's forward pass may have; the largest is the lane's number of slots."""
 
-@dataclasses.dataclass(frozen=True)
-class LaneTicked:
-    """One forward pass: `rows` occupied rows in a batch of `bucket`."""
-
-    lane: LaneKey
-    rows: int
-    bucket: int
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class RowProgress:
-    """`step` of `steps` are done; `preview` is as small as the latents."""
-
-    row_id: str
-    step: int
-    steps: int
-    preview: Image.Image | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """Begin and end of a stage, by the engine's clock."""
-
-    begin: float
-    end: float
-
-
-@dataclasses.dataclass(frozen=True)
-class RowFinished:
-    row_id: str
-    image: Image.Image
-    denoise: Span
-    decode: Span
-
-
-@dataclasses.dataclass(frozen=True)
-class RowFailed:
-    """This row alone is lost. A ValueError in "prepare" says what is wrong with the request."""
-
-    row_id: str
-    stage: Literal["prepare", "denoise", "decode"]
-    error: Exception
-
-
-Event = LaneTicked | RowProgress | RowFinished | RowFailed
-
-
-class NotFiniteError(ArithmeticError):
-    """Denoising ran into infinity or NaN."""
+_LEAST_WEIGHT = 0.25
 
 
 @dataclasses.dataclass(eq=False)
 class _Picture:
-    """A row's state outside its slot. `latents` [1, z, h, w] are set after the last step."""
+    """A row's state outside its slot. `decoding` is set after the last step, `latents` [1, z, h, w] with it."""
 
     row: Row
     request: PictureRequest
+    resume: ResumeState | None
     start: Start | None = None
     step: int = 0
+    noise_of: int = -1
     begun: float = 0.0
     denoised: float = 0.0
+    decode_begun: float = 0.0
     previewed: float = 0.0
     latents: Tensor | None = None
+    decoding: TiledDecoding | None = None
 
 
 class Engine:
-    """`buckets` are the batch sizes that a forward pass may have, the largest being a lane's number of slots; a single
-    entry fixes the shape. `capacity` bounds the rows asked for through `free_slots`."""
+    """`batching`: "exact" never changes a lane's batch for lack of memory and needs `buckets` of equal bits, so that a
+    picture is the same in any company; "fast" takes what fits. `capacity` bounds what is placed at once, in pictures of
+    the models' usual sizes. `fingerprint` names all that a picture's bits depend on beside its request."""
 
     def __init__(
         self,
         models: Mapping[str, LatentDiffusion],
         *,
-        buckets: Sequence[int] = (1, 2, 4, 8),
-        capacity: int = 16,
+        buckets: Sequence[int] | Buckets = (1, 2, 4, 8),
+        batching: Literal["exact", "fast"] = "fast",
+        capacity: float = 16,
+        fingerprint: str = "",
         preview_seconds: float = 0.1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not buckets or min(buckets) < 1 or capacity < 1:
-            raise ValueError(f"buckets={tuple(buckets)} and capacity={capacity}: expected numbers of at least 1")
+        fixed = None if callable(buckets) else tuple(sorted(buckets))
+        if (fixed is not None and (not fixed or fixed[0] < 1)) or capacity < 1:
+            raise ValueError(f"buckets={fixed} and capacity={capacity}: expected numbers of at least 1")
         self._residents = {name: ResidentModel(model) for name, model in models.items()}
-        self._buckets = tuple(sorted(buckets))
-        self._capacity = capacity
+        self._buckets: Buckets = buckets if callable(buckets) else lambda _: fixed or ()
+        self._exact = batching == "exact"
+        self._ceiling = Ceiling(capacity)
+        self._fingerprint = fingerprint
         self._preview_seconds = preview_seconds
         self._clock = clock
-        self._scheduler = Scheduler(self._buckets[-1])
+        self._scheduler = Scheduler(lambda key: max(self._buckets(key)))
         self._banks: dict[LaneKey, Bank] = {}
         self._pictures: dict[str, _Picture] = {}
 
@@ -118,11 +94,21 @@ class Engine:
 
     @property
     def free_slots(self) -> int:
-        """Rows that could be used now; none while any row waits for a slot of its lane."""
-        return 0 if self._scheduler.waiting_count else max(self._capacity - len(self._pictures), 0)
+        """Pictures of usual size for which there is room now; none while any row waits for a slot or for memory."""
+        if self._scheduler.waiting_count:
+            return 0
+        return max(int(self._ceiling.value - self._scheduler.weight), 0 if self._pictures else 1)
 
-    def submit(self, row_id: str, model: str, request: PictureRequest, priority: float = 1.0) -> None:
-        """The row waits for a slot. Raises ValueError for an unknown model, a used id, an upscale without picture."""
+    def submit(
+        self,
+        row_id: str,
+        model: str,
+        request: PictureRequest,
+        priority: float = 1.0,
+        resume: ResumeState | None = None,
+    ) -> None:
+        """The row waits for a slot. It goes on from `resume` if that has the engine's fingerprint and its size, else
+        it begins anew. Raises ValueError for an unknown model, a used id, an upscale without picture."""
         if row_id in self._pictures:
             raise ValueError(f"row {row_id} is in the engine already")
         if model not in self._residents:
@@ -133,11 +119,26 @@ class Engine:
         # Proportional to the FLOPs of the denoising, near enough to compare rows of different lanes.
         share = request.strength if request.task in ("img2img", "inpaint") else 1.0
         ideal = request.steps * share * (2 if request.guided else 1) * height * width * resident.parameters
-        row = Row(row_id, key, priority, self._clock(), max(ideal, 1.0))
-        self._pictures[row_id] = _Picture(row, request)
+        weight = max(height * width / resident.model.unet.config.sample_size**2, _LEAST_WEIGHT)
+        row = Row(row_id, key, priority, self._clock(), max(ideal, 1.0), weight)
+        if resume is not None and resume.fingerprint != self._fingerprint:
+            resume = None
+        self._pictures[row_id] = _Picture(row, request, resume)
         self._scheduler.add(row)
-        for dropped in self._scheduler.forget_idle():
-            self._banks.pop(dropped, None)
+        self._forget_idle_lanes()
+
+    @torch.inference_mode()
+    def snapshot(self, row_id: str) -> ResumeState | None:
+        """With what the row could go on elsewhere; None when it is not here or has not begun. A copy on the device."""
+        picture = self._pictures.get(row_id)
+        if picture is None:
+            return None
+        if picture.latents is not None:
+            return ResumeState(self._fingerprint, picture.step, picture.latents[0].clone())
+        if picture.start is None:
+            return picture.resume
+        slot = self._scheduler.lanes[picture.row.lane].slots.index(picture.row)
+        return ResumeState(self._fingerprint, picture.step, self._banks[picture.row.lane].x[slot].clone())
 
     @torch.inference_mode()
     def cancel(self, row_id: str) -> bool:
@@ -149,15 +150,20 @@ class Engine:
 
     @torch.inference_mode()
     def tick(self) -> list[Event]:
-        """One unit of work for the lane that needs it most: rows move into its free slots, then it decodes one finished
-        picture, if there is one, or takes one denoising step. Nothing that a single row does is raised from here."""
+        """One unit of work: rows move into free slots, then the lane that needs it most decodes a piece of a finished
+        picture, if it has one, or takes one denoising step.
+
+        Nothing that a single row does is raised from here; a lost device is.
+        """
+        events = self._place()
         lane = self._scheduler.next_lane(self._clock())
         if lane is None:
-            return []
-        events = self._fill(lane)
-        if lane.decoding:
-            return [*events, self._decode(self._pictures[lane.decoding[0].id])]
-        return [*events, *self._denoise(lane)] if lane.occupied else events
+            return events
+        return [*events, *(self._decode(lane) if lane.decoding else self._denoise(lane))]
+
+    def _forget_idle_lanes(self, *, all_of_them: bool = False) -> None:
+        for dropped in self._scheduler.forget_idle(keep_spare=not all_of_them):
+            self._banks.pop(dropped, None)
 
     def _drop(self, picture: _Picture) -> None:
         key = picture.row.lane
@@ -166,35 +172,82 @@ class Engine:
             self._banks[key].clear(slot)
         del self._pictures[picture.row.id]
 
-    def _fail(self, picture: _Picture, stage: Literal["prepare", "denoise", "decode"], error: Exception) -> RowFailed:
+    def _fail(self, picture: _Picture, stage: Stage, error: Exception) -> RowFailed:
         self._drop(picture)
         return RowFailed(picture.row.id, stage, error)
 
-    def _fill(self, lane: Lane) -> list[Event]:
+    def _make_room(self, picture: _Picture) -> list[Event]:
+        """Hands every other row back, so that this one can try alone; nothing when it was alone."""
+        others = [other for other in self._pictures.values() if other is not picture]
+        if others:
+            self._ceiling.ran_out(self._scheduler.weight)
+        events: list[Event] = []
+        for other in others:
+            events.append(RowHandedBack(other.row.id, self.snapshot(other.row.id)))
+            self._drop(other)
+        self._free_memory()
+        return events
+
+    def _free_memory(self) -> None:
+        self._forget_idle_lanes(all_of_them=True)
+        free_caches()
+
+    def _place(self) -> list[Event]:
         """Free slots take waiting rows; those whose preparation fails are reported."""
-        failed: list[Event] = []
-        resident = self._residents[lane.key.model]
-        while (placed := lane.place_next(self._clock())) is not None:
-            slot, row = placed
+        events: list[Event] = []
+        while (placed := self._scheduler.place_next(self._clock(), self._ceiling.value)) is not None:
+            lane, slot, row = placed
             picture = self._pictures[row.id]
             picture.begun = picture.previewed = self._clock()
             try:
-                if lane.key not in self._banks:
-                    self._banks[lane.key] = Bank(resident, lane.key, len(lane.slots))
-                picture.start = runner.admit(resident, self._banks[lane.key], slot, picture.request)
-            except Exception as error:  # noqa: BLE001  # whatever it is, it concerns this row only
-                failed.append(self._fail(picture, "prepare", error))
-        return failed
+                self._admit(lane, slot, picture)
+            except Exception as error:  # whatever it is, it concerns this row only
+                if is_device_lost(error):
+                    raise
+                room = self._make_room(picture) if is_out_of_memory(error) else []
+                if not room:
+                    events.append(self._fail(picture, "prepare", error))
+                    continue
+                lane.send_back(row)
+                return [*events, *room]
+        return events
+
+    def _admit(self, lane: Lane, slot: int, picture: _Picture) -> None:
+        resident = self._residents[lane.key.model]
+        if lane.key not in self._banks:
+            self._banks[lane.key] = Bank(resident, lane.key, len(lane.slots))
+        bank, resume = self._banks[lane.key], picture.resume
+        start = runner.admit(resident, bank, slot, picture.request)
+        if resume is not None and resume.step <= len(start.timesteps) and resume.x.shape == bank.x.shape[1:]:
+            runner.go_on(bank, slot, picture.request, start, resume.x, resume.step)
+            picture.step = resume.step
+        picture.start, picture.resume = start, None
+        if picture.step == len(start.timesteps):
+            self._leave_slot(lane, slot, picture)
+
+    def _leave_slot(self, lane: Lane, slot: int, picture: _Picture) -> None:
+        """After the last step: on to the decoder."""
+        bank = self._banks[lane.key]
+        picture.denoised = self._clock()
+        picture.latents = bank.x[slot : slot + 1].clone()
+        picture.decoding = self._residents[lane.key.model].model.decoding(picture.latents)
+        lane.discard(picture.row)
+        lane.decoding.append(picture.row)
+        bank.clear(slot)
 
     def _denoise(self, lane: Lane) -> list[Event]:
         bank = self._banks[lane.key]
         rows = {slot: self._pictures[row.id] for slot, row in enumerate(lane.slots) if row is not None}
         for slot, picture in rows.items():
-            if picture.request.eta > 0 and picture.start is not None:
+            # A step that failed for lack of memory is tried again with the noise that it has drawn.
+            if picture.request.eta > 0 and picture.start is not None and picture.noise_of != picture.step:
                 bank.noise[slot] = picture.start.step_noise(picture.request.eta)[0]
-        bucket = lane.bucket(self._buckets)
+                picture.noise_of = picture.step
+        bucket = lane.bucket(self._buckets(lane.key))
         begun = self._clock()
-        errors = self._step(lane, slice(0, bucket))
+        errors = self._step_as_one(lane, bucket) if self._exact else self._step(lane, slice(0, bucket))
+        if errors is None:
+            return self._make_room(self._pictures[lane.neediest(begun).id])
         events: list[Event] = [LaneTicked(lane.key, len(rows), bucket, self._clock() - begun)]
         for slot, picture in rows.items():
             if slot in errors:
@@ -203,11 +256,28 @@ class Engine:
                 events += self._advance(lane, slot, picture)
         return events
 
+    def _step_as_one(self, lane: Lane, bucket: int) -> dict[int, Exception] | None:
+        """All rows or none, since a smaller batch has other bits. Errors by slot; None: it may work with more room."""
+        for attempt in range(2):
+            try:
+                runner.step(self._residents[lane.key.model], self._banks[lane.key], slice(0, bucket))
+                return {}
+            except Exception as error:  # out of memory among others
+                if is_device_lost(error):
+                    raise
+                if attempt == 0:
+                    self._free_memory()
+                elif len(self._pictures) == 1:
+                    return {lane.occupied[0]: error}
+        return None
+
     def _step(self, lane: Lane, rows: slice) -> dict[int, Exception]:
         """Steps all rows at once; if that fails, in halves, so that only rows that fail alone are named."""
         try:
             runner.step(self._residents[lane.key.model], self._banks[lane.key], rows)
-        except Exception as error:  # noqa: BLE001  # out of memory among others
+        except Exception as error:  # out of memory among others
+            if is_device_lost(error):
+                raise
             if rows.stop - rows.start == 1:
                 return {rows.start: error}
             middle = (rows.start + rows.stop) // 2
@@ -228,23 +298,32 @@ class Engine:
             preview = self._residents[lane.key.model].preview.draw(bank.clean[slot : slot + 1])
         events: list[Event] = [RowProgress(picture.row.id, picture.step, steps, preview)]
         if picture.step == steps:
-            picture.denoised = now
-            picture.latents = bank.x[slot : slot + 1].clone()
-            if not picture.latents.isfinite().all():
+            if not bank.x[slot].isfinite().all():
                 detail = f"denoising ran out of range at guidance_scale={picture.request.guidance_scale:g}"
                 return [*events, self._fail(picture, "denoise", NotFiniteError(detail))]
-            lane.discard(picture.row)
-            lane.decoding.append(picture.row)
-            bank.clear(slot)
+            self._leave_slot(lane, slot, picture)
         return events
 
-    def _decode(self, picture: _Picture) -> Event:
+    def _decode(self, lane: Lane) -> list[Event]:
+        """One piece of the picture that waits longest; the picture, if it was the last piece."""
+        picture = self._pictures[lane.decoding[0].id]
         assert picture.latents is not None
-        begun = self._clock()
+        assert picture.decoding is not None
+        picture.decode_begun = picture.decode_begun or self._clock()
         try:
-            image = finish(self._residents[picture.row.lane.model].model, picture.request, picture.latents)
-        except Exception as error:  # noqa: BLE001  # concerns this row only
-            return self._fail(picture, "decode", error)
+            picture.decoding.step()
+            if not picture.decoding.done:
+                return []
+            image = finish(picture.request, picture.decoding.pixels)
+        except Exception as error:  # concerns this row only
+            if is_device_lost(error):
+                raise
+            room = self._make_room(picture) if is_out_of_memory(error) else []
+            if not room:
+                return [self._fail(picture, "decode", error)]
+            picture.decoding = self._residents[lane.key.model].model.decoding(picture.latents)
+            return room
         self._drop(picture)
-        denoise, decode = Span(picture.begun, picture.denoised), Span(begun, self._clock())
-        return RowFinished(picture.row.id, image, denoise, decode)
+        self._ceiling.finished()
+        denoise, decode = Span(picture.begun, picture.denoised), Span(picture.decode_begun, self._clock())
+        return [RowFinished(picture.row.id, image, denoise, decode)]

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from models.attention import KeyValue
+from models.autoencoder import Posterior
 from models.latent_diffusion import LatentDiffusion
 from models.schedule import NoiseSchedule
 from worker.engine.preview import LatentPreview
 
 _TEXTS_KEPT = 128
+_BLANKS_KEPT = 16
 
 
 class ResidentModel:
@@ -27,11 +29,22 @@ class ResidentModel:
         self.preview = LatentPreview.fit(model)
         self.parameters = sum(parameter.numel() for parameter in model.unet.parameters())
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
+        self._blanks: OrderedDict[tuple[int, int], Posterior] = OrderedDict()
 
     @property
     def conditioning_channels(self) -> int:
         """Channels of the UNet's input beside the latents."""
         return self.model.unet.config.in_channels - self.model.autoencoder.config.latent_channels
+
+    def blank_posterior(self, height: int, width: int) -> Posterior:
+        """As the model's; those of the last sizes are kept, since every txt2img of an inpainting model needs one."""
+        size = (height, width)
+        if size not in self._blanks:
+            self._blanks[size] = self.model.blank_posterior(height, width)
+            if len(self._blanks) > _BLANKS_KEPT:
+                self._blanks.popitem(last=False)
+        self._blanks.move_to_end(size)
+        return self._blanks[size]
 
     def context(self, prompt: str) -> Tensor:
         """Text encoding [1, L, D]; those of the last prompts are kept, the empty one among them most often."""

@@ -6,6 +6,7 @@ Runs on the device without a host sync; whoever calls it decides which slots and
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from models.samplers import ddim_step, guide
 from models.tasks import PictureRequest, Start, prepare
@@ -15,11 +16,18 @@ from worker.engine.resident import ResidentModel
 
 def admit(resident: ResidentModel, bank: Bank, slot: int, request: PictureRequest) -> Start:
     """Encodes text and pictures at batch 1 and writes the row into its slot. Raises ValueError as `prepare` does."""
-    start = prepare(resident.model, request)
+    start = prepare(resident.model, request, resident.blank_posterior)
     prompts = [request.negative_prompt, request.prompt] if request.guided else [request.prompt]
     label = resident.class_embedding(start.label)
     bank.write(slot, start, resident.project(prompts), request.guidance_scale, label)
     return start
+
+
+def go_on(bank: Bank, slot: int, request: PictureRequest, start: Start, x: Tensor, step: int) -> None:
+    """The admitted row takes up latents x [z, h, w] after `step` steps, whose noise is drawn and left."""
+    for _ in range(step):
+        start.step_noise(request.eta)
+    bank.set_progress(slot, x, step)
 
 
 def step(resident: ResidentModel, bank: Bank, rows: slice) -> None:

@@ -7,7 +7,7 @@ its slot until its last step. Not choosing a lane is all the preemption there is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,15 @@ class LaneKey:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """`ideal` is the time that the row would take alone, in any unit common to all rows; `submitted` in seconds."""
+    """`ideal` is the time that the row would take alone, in any unit common to all rows; `submitted` in seconds;
+    `weight` the memory that it takes, in pictures of usual size."""
 
     id: str
     lane: LaneKey
     priority: float
     submitted: float
     ideal: float
+    weight: float = 1.0
 
     def stretch(self, now: float) -> float:
         """How much longer than ideal the row has taken so far, weighted by its priority."""
@@ -61,23 +63,27 @@ class Lane:
     @property
     def rows(self) -> Iterator[Row]:
         yield from self.waiting
-        yield from (row for row in self.slots if row is not None)
-        yield from self.decoding
-
-    def place_next(self, now: float) -> tuple[int, Row] | None:
-        """Moves the most urgent waiting row into the lowest free slot; None when there is no row or no slot."""
-        if not self.waiting or None not in self.slots:
-            return None
-        row = max(self.waiting, key=lambda waiting: waiting.urgency(now))
-        slot = self.slots.index(None)
-        self.waiting.remove(row)
-        self.slots[slot] = row
-        return slot, row
+        yield from self.placed
 
     def bucket(self, buckets: Sequence[int]) -> int:
         """How many slots the next forward pass runs over: the smallest of `buckets` that reaches all occupied ones."""
         reach = self.occupied[-1] + 1
         return min(bucket for bucket in buckets if bucket >= reach)
+
+    @property
+    def placed(self) -> Iterator[Row]:
+        """Rows that take memory: all but the waiting ones."""
+        yield from (row for row in self.slots if row is not None)
+        yield from self.decoding
+
+    def neediest(self, now: float) -> Row:
+        """Of the rows in slots, of which there must be one."""
+        return max((row for row in self.slots if row is not None), key=lambda row: row.stretch(now))
+
+    def send_back(self, row: Row) -> None:
+        """The row gives its slot up and waits for another."""
+        self.slots[self.slots.index(row)] = None
+        self.waiting.append(row)
 
     def discard(self, row: Row) -> int | None:
         """Takes the row out wherever it is; returns the slot that it frees."""
@@ -91,38 +97,56 @@ class Lane:
 
 
 class Scheduler:
-    """All lanes. Every lane has `slots` slots; of the idle lanes, the `spare` last made are kept."""
+    """All lanes. A lane has `slots(key)` slots; of the idle lanes, the `spare` last made are kept."""
 
-    def __init__(self, slots: int, spare: int = 8) -> None:
+    def __init__(self, slots: Callable[[LaneKey], int], spare: int = 8) -> None:
         self._slots = slots
         self._spare = spare
         self.lanes: dict[LaneKey, Lane] = {}
 
     def add(self, row: Row) -> None:
         """The row waits for a slot of its lane."""
-        lane = self.lanes.setdefault(row.lane, Lane(row.lane, self._slots))
-        lane.waiting.append(row)
+        if row.lane not in self.lanes:
+            self.lanes[row.lane] = Lane(row.lane, self._slots(row.lane))
+        self.lanes[row.lane].waiting.append(row)
+
+    def place_next(self, now: float, ceiling: float) -> tuple[Lane, int, Row] | None:
+        """Moves the most urgent row whose lane has a free slot into the lowest one; None when there is none, or when it
+        would bring the weight of all placed rows above `ceiling`. A row that is too heavy by itself comes in alone, and
+        lighter ones do not overtake it for ever: they wait behind it."""
+        waiting = [row for lane in self.lanes.values() if None in lane.slots for row in lane.waiting]
+        if not waiting:
+            return None
+        row = max(waiting, key=lambda one: one.urgency(now))
+        held = self.weight
+        if held and held + row.weight > ceiling:
+            return None
+        lane = self.lanes[row.lane]
+        slot = lane.slots.index(None)
+        lane.waiting.remove(row)
+        lane.slots[slot] = row
+        return lane, slot, row
 
     def next_lane(self, now: float) -> Lane | None:
-        """The lane whose worst-off row has the highest stretch; None when nothing is to be done.
+        """Of the lanes with placed rows, that whose worst-off row has the highest stretch; None when all is done.
 
         Shortest work first would starve long rows, oldest first lets them block short ones: stretch does neither.
         """
-        worst = {key: max((row.stretch(now) for row in lane.rows), default=None) for key, lane in self.lanes.items()}
-        busy = {key: stretch for key, stretch in worst.items() if stretch is not None}
-        return self.lanes[max(busy, key=lambda key: busy[key])] if busy else None
+        busy = [lane for lane in self.lanes.values() if next(lane.placed, None) is not None]
+        return max(busy, key=lambda lane: max(row.stretch(now) for row in lane.rows), default=None)
 
-    def forget_idle(self) -> list[LaneKey]:
-        """Drops idle lanes beyond the spare ones, oldest first; returns their keys, so that memory can be freed."""
+    def forget_idle(self, *, keep_spare: bool = True) -> list[LaneKey]:
+        """Drops idle lanes, beyond the spare ones oldest first; returns their keys, so that memory can be freed."""
         idle = [key for key, lane in self.lanes.items() if next(lane.rows, None) is None]
-        dropped = idle[: max(len(idle) - self._spare, 0)]
+        dropped = idle[: max(len(idle) - (self._spare if keep_spare else 0), 0)]
         for key in dropped:
             del self.lanes[key]
         return dropped
 
     @property
-    def row_count(self) -> int:
-        return sum(1 for lane in self.lanes.values() for _ in lane.rows)
+    def weight(self) -> float:
+        """Of all placed rows."""
+        return sum(row.weight for lane in self.lanes.values() for row in lane.placed)
 
     @property
     def waiting_count(self) -> int:
