@@ -1,7 +1,8 @@
 """Retention: what a job leaves behind goes when its time is over. Runs in gateways and workers; one at a time works."""
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from redis import Redis
 
@@ -18,11 +19,12 @@ _ORPHAN_SECONDS: Final = 3600
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """Jobs removed, jobs whose inputs went, and input pictures that belonged to no job."""
+    """Jobs removed, jobs whose inputs went, pictures that belonged to no job, and jobs removed to keep the quota."""
 
     jobs: int = 0
     inputs: int = 0
     orphans: int = 0
+    over_quota: int = 0
 
 
 def delete_job(connection: Redis, store: Store, job_id: str) -> JobStatus | None:
@@ -72,7 +74,7 @@ class Janitor:
         for job_id in jobs:
             delete_job(self._connection, self._store, job_id)
         orphans = self._clean_orphans(now) if self._turn("orphans", _ORPHAN_SECONDS) else 0
-        return Cleaned(len(jobs), len(inputs), orphans)
+        return Cleaned(len(jobs), len(inputs), orphans, self._keep_quota())
 
     def _turn(self, name: str, seconds: float) -> bool:
         """One process per period; never released, so the period holds across processes."""
@@ -82,14 +84,44 @@ class Janitor:
     def _due(self, key: str, until: float) -> list[str]:
         return [text(member) for member in self._connection.zrangebyscore(key, "-inf", until, start=0, num=_BATCH)]  # type: ignore[arg-type]
 
+    def _keep_quota(self) -> int:
+        """Removes whole jobs, the longest ended first, until a local store is within its quota."""
+        quota = self._settings.store_quota_bytes
+        if quota is None or self._store.folder is None:
+            return 0
+        sizes: Counter[str] = Counter()
+        for folder in ("inputs/", "outputs/"):
+            for entry in self._store.list(folder):
+                sizes[_job_of(entry.key)] += entry.size
+        excess, removed = sizes.total() - quota, 0
+        ended: Any = self._connection.zrange(keys.ended(), 0, -1) if excess > 0 else []
+        for job_id in map(text, ended):
+            if excess > 0 and sizes[job_id]:
+                delete_job(self._connection, self._store, job_id)
+                excess -= sizes[job_id]
+                removed += 1
+        return removed
+
     def _clean_orphans(self, now: float) -> int:
-        """Inputs that were stored for a job that was then refused, or whose gateway died before it submitted."""
-        found = 0
-        for entry in list(self._store.list("inputs/")):
-            job_id = entry.key.split("/")[1]
-            if entry.modified < now - _ORPHAN_SECONDS and not self._connection.exists(rq_surface.job_key(job_id)):
-                found += self._store.delete_folder(keys.inputs_of(job_id))
+        """Inputs of jobs that were then refused, or whose gateway died before it submitted; in a local store also what
+        killed writers and workers without a job have left there."""
+        found = self._store.delete_torn(now - _ORPHAN_SECONDS)
+        found += self._clean_without_job("inputs/", now - _ORPHAN_SECONDS)
+        if self._store.folder is not None:
+            found += self._clean_without_job("outputs/", now - self._settings.retention_seconds - _ORPHAN_SECONDS)
         return found
+
+    def _clean_without_job(self, folder: str, before: float) -> int:
+        found = 0
+        for job_id in {_job_of(entry.key) for entry in self._store.list(folder) if entry.modified < before}:
+            if not self._connection.exists(rq_surface.job_key(job_id)):
+                found += self._store.delete_folder(f"{folder}{job_id}/")
+        return found
+
+
+def _job_of(key: str) -> str:
+    """Of an input or output picture."""
+    return key.split("/")[1]
 
 
 def _spec(data: bytes | str | None) -> JobSpec | None:

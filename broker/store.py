@@ -1,5 +1,6 @@
 """The picture store: one API over a local folder, memory and the cloud stores."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,11 +12,16 @@ from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store, from_url
 
 _FAULTS: Final = (BaseError, OSError, ValueError)
+_TORN: Final = re.compile(r"#\d+$")  # obstore writes KEY#NUMBER and renames it
 _SIGNING: Final = (S3Store, GCSStore, AzureStore)
 
 
 class StoreError(Exception):
     """The store is away, refuses, or is full."""
+
+
+class StoreFullError(StoreError):
+    """No space is left. Nothing was written, and what stood under the key before still stands."""
 
 
 class ObjectMissingError(StoreError):
@@ -38,8 +44,12 @@ class Store:
     own tools read them. Methods raise `StoreError`; thread-safe.
     """
 
+    folder: Path | None
+    """Where a local store keeps its objects; None for the others."""
+
     def __init__(self, url: str, public_endpoint: str | None = None) -> None:
         self._store = _open(url)
+        self.folder = self._store.prefix if isinstance(self._store, LocalStore) else None
         self._signing = self._store
         if public_endpoint is not None and isinstance(self._store, S3Store):
             self._signing = from_url(url, config={"endpoint": public_endpoint})
@@ -96,6 +106,14 @@ class Store:
             raise _translated(error, prefix) from error
         return len(found)
 
+    def delete_torn(self, before: float) -> int:
+        """Deletes what writers that were killed on the way have left since before Unix second `before`."""
+        torn = [path for path in self.folder.rglob("*#*") if _TORN.search(path.name)] if self.folder else []
+        old = [path for path in torn if path.stat().st_mtime < before]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
     async def sign(self, key: str, seconds: int) -> str | None:
         """A URL that reads the object for `seconds`, without our help; None where the store cannot (`signs`)."""
         if not isinstance(self._signing, _SIGNING):
@@ -122,4 +140,10 @@ def _open(url: str) -> Any:
 def _translated(error: Exception, key: str) -> StoreError:
     if isinstance(error, FileNotFoundError):
         return ObjectMissingError(f"the store has no object {key!r}")
-    return StoreError(f"the store failed on {key!r}: {type(error).__name__}: {error}")
+    reason = str(error).partition("\n")[0]  # obstore's own debug output follows
+    if "No space left" in reason or "quota exceeded" in reason.lower():
+        return StoreFullError(
+            f"the store is full: nothing was written to {key!r}; free disk space, or keep less with "
+            "DARKROOM_RETENTION_SECONDS or DARKROOM_STORE_QUOTA_BYTES"
+        )
+    return StoreError(f"the store failed on {key!r}: {type(error).__name__}: {reason}")

@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     # What is kept, counted from the job's end
     retention_seconds: int = Field(default=7 * 86400, ge=1, description="life of an ended job, its result and pictures")
     inputs_retention_seconds: int = Field(default=3600, ge=0, description="life of an ended job's input pictures")
+    store_quota_bytes: int | None = Field(
+        default=None, ge=1, description="local store: beyond this the oldest ended jobs go before their time"
+    )
     events_retention_seconds: int = Field(default=3600, ge=1, description="life of an ended job's events")
     janitor_seconds: float = Field(default=30.0, gt=0, description="how often expired things are looked for")
 

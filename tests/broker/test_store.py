@@ -1,5 +1,8 @@
 """The picture store and the URLs it is read by."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,47 @@ def test_an_unwritable_store_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "store" / "outputs").write_bytes(b"a file where a folder should be")
     with pytest.raises(StoreError, match=r"the store failed on 'outputs/a/0\.png'"):
         store.put("outputs/a/0.png", b"x", "image/png")
+
+
+_TORN_WRITE = """
+import sys
+from broker.store import Store, StoreError
+store = Store("file:" + sys.argv[1])
+store.put("outputs/a/0.png", b"first", "image/png")
+exec(sys.argv[2])
+for key in ("outputs/a/0.png", "outputs/a/1.png"):
+    try:
+        store.put(key, b"x" * 200_000, "image/png")
+    except StoreError as error:
+        print(type(error).__name__, error)
+assert store.get("outputs/a/0.png") == b"first"
+assert [entry.key for entry in store.list("outputs/")] == ["outputs/a/0.png"]
+assert len([path for path in store.folder.rglob("*") if path.is_file()]) == 1
+"""
+_NO_LARGE_FILES = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+"""
+
+
+def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _TORN_WRITE, str(tmp_path / "store"), _NO_LARGE_FILES]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(shown) == 2, shown
+    assert all("File too large" in line for line in shown)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    """On a real file system of 64 KiB, in a mount namespace of its own."""
+    mount = f'mount -t tmpfs -o size=64k tmpfs {tmp_path} && exec "$@"'
+    inside = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*inside, "true"], check=False).returncode:
+        pytest.skip("needs a kernel that lets tests mount a file system of their own")
+    command = [*inside, sys.executable, "-c", _TORN_WRITE, str(tmp_path / "store"), ""]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(shown) == 2, shown
+    assert all(line.startswith("StoreFullError the store is full: nothing was written to") for line in shown)
 
 
 async def test_cloud_stores_sign_for_the_public_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:

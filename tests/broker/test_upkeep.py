@@ -120,6 +120,45 @@ async def test_inputs_of_no_job_go(gateway: JobBroker, tmp_path: Path, make_spec
     assert sorted(entry.key.split("/")[1] for entry in gateway.store.list("inputs/")) == ["fresh-orphan", waiting.id]
 
 
+async def test_the_oldest_jobs_go_when_a_local_store_is_over_its_quota(
+    settings: Settings, worker: WorkerBroker, make_spec: MakeSpec, result_of: ResultOf
+) -> None:
+    changes = {"store_quota_bytes": 10, "janitor_seconds": 0.01}
+    broker = JobBroker(settings.model_copy(update=changes))
+    specs = [make_spec(n=2) for _ in range(3)]
+    for spec in specs:
+        await broker.submit(spec)
+        finish(worker, broker, result_of)  # 6 bytes each
+    waiting = make_spec(task="img2img", inputs={"image": keys.input_object("job-4", "image")})
+    broker.store.put(waiting.inputs["image"], b"png", "image/png")
+    await broker.submit(waiting)
+    assert await broker.clean() == Cleaned(over_quota=2)
+    assert [await broker.get(spec.id) for spec in specs[:2]] == [None, None]
+    assert {entry.key.split("/")[1] for entry in broker.store.list("outputs/")} == {specs[2].id}
+    assert len(list(broker.store.list("inputs/"))) == 1
+    await asyncio.sleep(0.02)
+    assert await broker.clean() == Cleaned()
+    await broker.close()
+
+
+async def test_what_killed_workers_left_in_a_local_store_goes(
+    gateway: JobBroker, worker: WorkerBroker, make_spec: MakeSpec, result_of: ResultOf, tmp_path: Path
+) -> None:
+    await gateway.submit(make_spec())
+    job = finish(worker, gateway, result_of)
+    long_ago = time.time() - 30 * 86400
+    left = [f"outputs/{job.job_id}/{job.execution_id}/1.png#3", "outputs/gone/x/0.png", "outputs/fresh/x/0.png#1"]
+    for key in left:
+        path = tmp_path / "store" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+        if "fresh" not in key:
+            os.utime(path, (long_ago, long_ago))
+    assert await gateway.clean() == Cleaned(orphans=2)
+    files = {str(path.relative_to(tmp_path / "store")) for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    assert files == {keys.output_object(job.job_id, job.execution_id, 0, "png"), left[2]}
+
+
 async def test_the_catalogue_outlives_its_workers(
     gateway: JobBroker, make_worker: Callable[..., WorkerBroker], card: ModelCard, make_spec: MakeSpec
 ) -> None:
