@@ -5,9 +5,7 @@ from contextlib import aclosing
 from zlib import compress
 
 import pytest
-from click.testing import CliRunner
 from redis import Redis
-from rq.cli.cli import main as rq_cli
 
 from broker.gateway_side import JobBroker
 from broker.stops import Stop
@@ -20,12 +18,6 @@ from contract.spec import JobError, JobResult, JobSpec, JobStatus, JobWarning, P
 
 MakeSpec = Callable[..., JobSpec]
 ResultOf = Callable[[TakenJob], JobResult]
-
-
-def rq_info(settings: Settings) -> list[str]:
-    answer = CliRunner().invoke(rq_cli, ["info", "--raw", "-u", settings.redis_url])
-    assert answer.exit_code == 0, answer.output
-    return sorted(answer.output.splitlines())
 
 
 async def test_a_job_succeeds(
@@ -85,29 +77,6 @@ async def test_a_job_fails(gateway: JobBroker, worker: WorkerBroker, make_spec: 
     assert record.error == error
 
 
-async def test_rq_info_shows_the_truth(
-    gateway: JobBroker,
-    make_worker: Callable[[], WorkerBroker],
-    make_spec: MakeSpec,
-    result_of: ResultOf,
-    settings: Settings,
-) -> None:
-    worker = make_worker()
-    for _ in range(5):
-        await gateway.submit(make_spec())
-    first, second, third = worker.take(3)
-    worker.succeed(first, result_of(first))
-    worker.fail(second, JobError(code=ErrorCode.INTERNAL, detail="no"))
-    worker.heartbeat([third])
-    queue = keys.queue_name("tiny", Priority.INTERACTIVE)
-    shown = rq_info(settings)
-    assert f"queue {queue} 2, 1 executing, 1 finished, 1 failed" in shown
-    (line,) = [line for line in shown if line.startswith("worker ")]
-    assert worker.name in line
-    assert "busy" in line
-    assert "jobs: 1 finished, 1 failed" in line
-
-
 async def test_take_goes_by_priority_then_age_and_never_beyond_the_slots(
     gateway: JobBroker, worker: WorkerBroker, make_spec: MakeSpec
 ) -> None:
@@ -157,9 +126,6 @@ async def test_cancel_while_queued_running_and_ended(
         async with aclosing(gateway.follow(spec.id)) as events:
             assert [streamed async for streamed in events][-1].event.type == "cancelled"
     assert await gateway.cancel("unknown") is None
-    assert f"queue {keys.queue_name('tiny', Priority.INTERACTIVE)} 0, 0 executing, 0 finished, 0 failed" in rq_info(
-        settings
-    )
 
 
 async def test_a_second_ending_is_thrown_away(
