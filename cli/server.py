@@ -1,5 +1,7 @@
 """`darkroom up`, `gateway`, `worker`: the programs that serve."""
 
+import importlib.util
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -69,13 +71,32 @@ def gateway() -> None:
     main(Settings())
 
 
-def worker(models: Models = DEFAULT_MODELS, model_dir: options.ModelDir = options.DEFAULT_MODEL_DIR) -> None:
-    """Make the pictures: load models, take jobs from the queue, denoise many at once. Needs torch."""
-    from contract.settings import Settings
-    from worker.main import ModelFolderError, main
+Devices = Annotated[
+    str,
+    typer.Option("--devices", help="cpu, or cuda:0,cuda:1 and so on: one process each. cpu,cpu makes two."),
+]
 
-    try:
-        main(Settings(), models=names(models), model_dir=model_dir)
-    except ModelFolderError as error:
-        err.print(str(error), style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+
+def worker(
+    models: Models = DEFAULT_MODELS,
+    model_dir: options.ModelDir = options.DEFAULT_MODEL_DIR,
+    devices: Devices = "cpu",
+) -> None:
+    """Make the pictures: load models, take jobs from the queue, denoise many at once. Needs torch.
+
+    Watches over one process per device: one that dies is started again, and its jobs go back to the queue at once.
+    SIGTERM or Ctrl-C finishes what has begun; a second one hands it back at once.
+    """
+    from contract.settings import Settings
+    from worker.log import configure_log
+    from worker.supervisor import Supervisor, worker_command
+
+    wrong = [device for device in names(devices) if not re.fullmatch(r"cpu|cuda:\d+", device)]
+    if wrong or not names(devices):
+        raise typer.BadParameter(f"{devices!r}: expected cpu or cuda:N, comma-separated", param_hint="--devices")
+    if importlib.util.find_spec("torch") is None:
+        err.print("a worker needs torch: install the extra `darkroom\\[worker]`", style="red")
+        raise typer.Exit(1)
+    configure_log()
+    if not Supervisor(Settings(), names(devices), worker_command(names(models), model_dir)).run():
+        raise typer.Exit(1)

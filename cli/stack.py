@@ -17,9 +17,6 @@ from cli.client import DarkroomClient
 
 STOP_SECONDS = 15.0  # a worker may be in the middle of a forward pass
 LOG_TAIL_BYTES = 4000
-# OpenMP threads that spin for long while they wait are ten times slower as soon as another process wants their cores;
-# those that never spin take twice as long over a small picture.
-_SHARED_MACHINE = {"GOMP_SPINCOUNT": "1000"}
 
 
 class StackError(RuntimeError):
@@ -102,8 +99,7 @@ class Stack:
         port = config.port or free_port()
         self.url = f"http://127.0.0.1:{port}"
         environment = (
-            _SHARED_MACHINE
-            | os.environ
+            os.environ
             | dict(config.settings)
             | {
                 "DARKROOM_REDIS_URL": self._valkey.url,

@@ -62,9 +62,10 @@ def test_planted_violation_is_caught(copy_of_rooms: Path, module: str, line: str
     assert any(rule in row for row in broken), done.stdout
 
 
-@pytest.mark.parametrize("module", ["cli.main", "service.app", "broker", "contract"])
+@pytest.mark.parametrize("module", ["cli.main", "service.app", "worker.supervisor", "broker", "contract"])
 def test_gateway_side_runs_without_torch(module: str) -> None:
-    """The bare install has no torch: importing these must not load it, however indirectly."""
+    """The bare install has no torch, and a supervisor must stay light: importing these must not load it, however
+    indirectly."""
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False

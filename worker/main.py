@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,9 @@ from contract.spec import Task
 from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
 from worker.batch_worker import BatchWorker, ServedModel
-from worker.engine.engine import Engine, RowFailed
+from worker.engine.engine import Engine
+from worker.engine.events import RowFailed
+from worker.log import configure_log
 from worker.measures import WorkerMetrics
 
 CARD: Final = "card.json"
@@ -32,15 +33,26 @@ class ModelFolderError(ValueError):
     """A model cannot be served from its folder; the text says why."""
 
 
-def main(settings: Settings, models: Sequence[str], model_dir: Path) -> None:
+class DeviceError(ValueError):
+    """There is no such device here."""
+
+
+def main(
+    settings: Settings, models: Sequence[str], model_dir: Path, device: str = "cpu", name: str | None = None
+) -> None:
     """Serves `models`, each a folder in `model_dir`, until SIGTERM or SIGINT. Raises `ModelFolderError`, or
-    `models.weights_io.folder.WeightsError` for broken weights."""
+    `models.weights_io.tensors.WeightsError` for broken weights.
+
+    `name` is the worker's in Redis, new at every start; None makes one. `device` as torch names it.
+    """
     configure_log()
     threads = pin_threads(settings.worker_threads)
-    begun = time.monotonic()
-    served = {name: load(model_dir / name) for name in models}
+    begun, chosen = time.monotonic(), select(device)
+    served = {model: load(model_dir / model) for model in models}
+    for one in served.values():
+        one.model.to(chosen)
     engine = Engine(
-        {name: one.model for name, one in served.items()},
+        {model: one.model for model, one in served.items()},
         buckets=buckets(settings.worker_slots),
         capacity=2 * settings.worker_slots,
     )
@@ -50,18 +62,21 @@ def main(settings: Settings, models: Sequence[str], model_dir: Path) -> None:
     if settings.worker_metrics_port is not None:
         port = metrics.serve(settings.host, settings.worker_metrics_port)
         _log.info("metrics", url=f"http://{settings.host}:{port}/metrics")
-    worker = BatchWorker(settings, served, engine, Store(settings.store_url), metrics)
+    worker = BatchWorker(settings, served, engine, Store(settings.store_url), metrics, name)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     worker.work()
 
 
-def configure_log() -> None:
-    """Lines for people, with plain tracebacks: structlog's own would show local variables, prompts among them."""
-    renderer = structlog.dev.ConsoleRenderer(
-        colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
-    )
-    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
+def select(device: str) -> torch.device:
+    """Raises `DeviceError` where this machine, or this build of torch, lacks the device."""
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count()
+        if (chosen.index or 0) >= count:
+            raise DeviceError(f"device {device} cannot be used: torch {torch.__version__} finds {count} CUDA devices")
+        torch.cuda.set_device(chosen)  # else some library would open a context on the first GPU as well
+    return chosen
 
 
 def load(folder: Path) -> ServedModel:
