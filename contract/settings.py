@@ -68,6 +68,9 @@ class Settings(BaseSettings):
         description="resume states kept per job; a job whose states are larger begins again",
     )
     drain_seconds: float = Field(default=8.0, ge=0, description="how long a stopping worker finishes what it has begun")
+    store_patience_seconds: float = Field(
+        default=120.0, ge=0, description="how long a worker waits for a store that is away before it fails the job"
+    )
     worker_slots: int = Field(default=8, ge=1, le=256, description="pictures that share one forward pass at most")
     worker_threads: int | None = Field(
         default=None, ge=1, description="CPU threads, rounded down to a power of two; default: the cores it may use"

@@ -19,10 +19,11 @@ from models.latent_diffusion import LatentDiffusion
 from worker.engine.engine import Engine
 from worker.engine.events import Event, LaneTicked, NotFiniteError, RowFailed, RowFinished, RowProgress
 from worker.jobs import RunningJob
-from worker.link import BrokerLink, store_unavailable
+from worker.link import BrokerLink
 from worker.measures import WorkerMetrics
 from worker.messages import Arrived, Broken, Lost, Message, Stopped, Stored, StoreFailed, TakeEnded, Wake
 from worker.requests import BadJobError, picture_requests, prompt_warnings
+from worker.store_outage import store_unavailable
 
 _NEWS_SECONDS: Final = 0.1
 _IDLE_SECONDS: Final = 0.25
@@ -81,8 +82,7 @@ class BatchWorker:
 
     def work(self) -> None:
         """Until stopped. Raises what a thread could not make sense of; the jobs held then come back by their leases."""
-        self.broker.register()
-        self._link.start()
+        self._link.start(lambda: self._stopping_since is not None)
         _log.info("worker ready", worker=self.broker.name, models=sorted(self._served))
         try:
             while self._stopping_since is None or self._jobs or self._asked:
@@ -92,7 +92,6 @@ class BatchWorker:
                     self._on_event(event)
         finally:
             self._link.close()
-            self.broker.close()
         _log.info("worker stopped", worker=self.broker.name)
 
     def _read_inbox(self) -> None:
@@ -107,8 +106,8 @@ class BatchWorker:
 
     def _stop_or_ask(self) -> None:
         if self._stopping_since is None:
-            free = self._engine.free_slots
-            if free and not self._asked:
+            free = min(self._engine.free_slots, self._link.room_left)
+            if free > 0 and not self._asked:
                 self._asked = True
                 self._link.want(free)
             return
@@ -233,6 +232,6 @@ def row_error(event: RowFailed) -> JobError:
 
 def store_error(error: Exception) -> JobError:
     if isinstance(error, StoreError):
-        return store_unavailable("a finished picture could not be stored")
+        return store_unavailable("a finished picture could not be stored", error)
     _log.error("picture not encoded", exc_info=error)
     return JobError(code=ErrorCode.INTERNAL, detail="the worker could not encode a finished picture")

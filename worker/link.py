@@ -1,15 +1,16 @@
 """The worker's threads towards broker and store, so that no step ever waits for the network.
 
-`intake` takes jobs and loads their inputs, `pulse` renews leases and looks for cancels, one reporter writes everything
-about jobs in order, and a small pool encodes and uploads. All of them answer through the inbox of the main loop.
+`Intake` takes jobs and loads their inputs, `Uploads` encodes and stores, one reporter writes everything about jobs in
+order, and a pulse renews leases and looks for cancels. All of them answer through the inbox of the main loop.
 """
 
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Any, Final
 
 import structlog
@@ -17,23 +18,26 @@ from PIL import Image
 
 from broker.connection import REDIS_UNAVAILABLE
 from broker.stops import Stop
-from broker.store import Store, StoreError
+from broker.store import Store
 from broker.take import TakenJob
 from broker.worker_side import WorkerBroker
-from contract.errors import ErrorCode
 from contract.settings import Settings
 from contract.spec import JobError, JobResult, JobWarning
-from worker.engine.events import Span
-from worker.messages import Arrived, Broken, Lost, Message, Stopped, Stored, StoreFailed, TakeEnded
-from worker.outputs import encode_preview, store_picture
-from worker.requests import BadJobError, load_inputs
+from worker.engine.resume import ResumeState
+from worker.held import HeldJobs
+from worker.intake import Intake
+from worker.messages import Broken, Lost, Message, Stopped
+from worker.outputs import encode_preview
+from worker.uploads import Uploads
 
-_TAKE_SECONDS: Final = 0.01
 _STOPS_SECONDS: Final = 0.05
 _RETRY_SECONDS: Final = 0.5
-_UPLOADS: Final = 4
+_UPLOADS_PER_SLOT: Final = 4
 
 _log = structlog.get_logger("darkroom.worker")
+
+States = Mapping[int, ResumeState]
+_NO_STATES: Final[States] = MappingProxyType({})
 
 
 class BrokerLink:
@@ -41,46 +45,64 @@ class BrokerLink:
 
     def __init__(self, broker: WorkerBroker, store: Store, settings: Settings, inbox: SimpleQueue[Message]) -> None:
         self._broker = broker
-        self._store = store
         self._settings = settings
         self._inbox = inbox
-        self._wanted: SimpleQueue[int | None] = SimpleQueue()
-        self._held: dict[str, TakenJob] = {}
-        self._lock = threading.Lock()
-        self._taking_ended = threading.Event()
+        self._held = HeldJobs()
+        patience = settings.store_patience_seconds
+        self._intake = Intake(broker, store, patience, self._held, inbox, self.fail, self.hand_back)
+        room = _UPLOADS_PER_SLOT * settings.worker_slots
+        self._uploads = Uploads(store, patience, room, self._held.__contains__, inbox.put)
+        self._states: dict[str, tuple[dict[int, ResumeState], int]] = {}
+        self._states_lock = threading.Lock()
         self._closing = threading.Event()
         self._give_up = math.inf
         self._reporter = ThreadPoolExecutor(1, "reporter")
-        self._uploads = ThreadPoolExecutor(_UPLOADS, "upload")
         self._threads = [
-            threading.Thread(target=self._guarded, args=(run,), name=run.__name__.strip("_"), daemon=True)
-            for run in (self._intake, self._pulse)
+            threading.Thread(target=self._guarded, args=(run,), name=name, daemon=True)
+            for name, run in (("intake", self._intake.run), ("pulse", self._pulse))
         ]
 
-    def start(self) -> None:
-        """The broker is registered already: gateways may send jobs."""
-        for thread in self._threads:
-            thread.start()
+    def start(self, stopping: Callable[[], bool]) -> None:
+        """Registers the worker as soon as Redis is there, so that gateways may send jobs; nothing once `stopping`."""
+        while not stopping():
+            try:
+                self._broker.register()
+            except REDIS_UNAVAILABLE as error:
+                _log.warning("redis away", call="register", error=str(error))
+                time.sleep(_RETRY_SECONDS)
+                continue
+            for thread in self._threads:
+                thread.start()
+            return
 
     def want(self, rows: int) -> None:
-        """Ask for jobs of about `rows` pictures; each comes as `Arrived`, and `TakeEnded` closes the answer. While the
-        queue is empty there is none. Ask again only after it."""
-        self._wanted.put(rows)
+        """See `Intake.want`."""
+        self._intake.want(rows)
+
+    @property
+    def room_left(self) -> int:
+        """Pictures that may still be made before the store has taken some: 0 or less while it is away for long."""
+        return self._uploads.room_left
 
     def stop_taking(self) -> None:
         """A request that waits is answered with nothing."""
-        self._taking_ended.set()
+        self._intake.stop()
         self._give_up = min(self._give_up, time.monotonic() + self._settings.lease_seconds)
 
     def close(self) -> None:
-        """Waits for uploads and for what is still to be written."""
+        """Waits for what is still to be written, and takes the worker off the lists."""
         self.stop_taking()
-        self._wanted.put(None)
-        self._uploads.shutdown()
+        self._intake.close()
+        self._uploads.close()
         self._reporter.shutdown()
         self._closing.set()
         for thread in self._threads:
-            thread.join()
+            if thread.is_alive():
+                thread.join()
+        try:
+            self._broker.close()
+        except REDIS_UNAVAILABLE as error:
+            _log.warning("redis away", call="close", error=str(error))
 
     def warn(self, job: TakenJob, warnings: tuple[JobWarning, ...]) -> None:
         self._report(self._broker.warn, job, warnings)
@@ -95,21 +117,29 @@ class BrokerLink:
 
         self._report(send)
 
+    def save_resume(self, job: TakenJob, states: States, steps: int) -> None:
+        """As `WorkerBroker.save_resume`. What was not written yet is replaced: a long outage costs no memory."""
+        with self._states_lock:
+            unwritten, _ = self._states.get(job.execution_id, ({}, 0))
+            self._states[job.execution_id] = (unwritten | dict(states), steps)
+        self._report(self._save_latest, job)
+
     def upload(self, job: TakenJob, index: int, image: Image.Image, digest: str) -> None:
         """Answered with `Stored` or `StoreFailed`."""
-        self._uploads.submit(self._guarded, self._upload, job, index, image, digest)
+        self._uploads.put(job, index, image, digest)
 
     def succeed(self, job: TakenJob, result: JobResult) -> None:
-        self._end(job, self._broker.succeed, job, result)
+        self._end(job, "succeeded", lambda: self._broker.succeed(job, result))
 
     def fail(self, job: TakenJob, error: JobError) -> None:
-        self._end(job, self._broker.fail, job, error)
+        self._end(job, f"failed: {error.code}", lambda: self._broker.fail(job, error))
 
     def end_stopped(self, job: TakenJob, stop: Stop) -> None:
-        self._end(job, self._broker.end_stopped, job, stop)
+        self._end(job, f"stopped: {stop}", lambda: self._broker.end_stopped(job, stop))
 
-    def hand_back(self, job: TakenJob) -> None:
-        self._end(job, self._broker.hand_back, job)
+    def hand_back(self, job: TakenJob, states: States = _NO_STATES, steps: int = 0) -> None:
+        """As `WorkerBroker.hand_back`."""
+        self._end(job, "handed back", lambda: self._broker.hand_back(job, _as_bytes(states), steps))
 
     def _guarded(self, run: Callable[..., None], *args: Any) -> None:
         try:
@@ -128,79 +158,29 @@ class BrokerLink:
 
         self._reporter.submit(self._guarded, send)
 
-    def _end(self, job: TakenJob, call: Callable[..., bool], *args: Any) -> None:
+    def _save_latest(self, job: TakenJob) -> None:
+        with self._states_lock:
+            states, steps = self._states.pop(job.execution_id, ({}, 0))
+        if states and job in self._held:
+            self._broker.save_resume(job, _as_bytes(states), steps)
+
+    def _end(self, job: TakenJob, end: str, write: Callable[[], bool]) -> None:
         """Ends are written once Redis is there, however long that takes, and the job is held until then."""
 
         def send() -> None:
             while True:
                 try:
-                    written = call(*args)
+                    written = write()
                     break
                 except REDIS_UNAVAILABLE as error:
                     _log.warning("redis away", job=job.job_id, error=str(error))
                     if time.monotonic() > self._give_up:
                         return  # its lease brings the job back
                     time.sleep(_RETRY_SECONDS)
-            self._release({job.execution_id})
-            _log.info("job ended", job=job.job_id, end=call.__name__, written=written)
+            self._held.release({job.execution_id})
+            _log.info("job ended" if written else "job ended elsewhere", job=job.job_id, end=end)
 
         self._reporter.submit(self._guarded, send)
-
-    def _release(self, executions: set[str]) -> None:
-        with self._lock:
-            for execution_id in executions:
-                self._held.pop(execution_id, None)
-
-    def _intake(self) -> None:
-        while (rows := self._wanted.get()) is not None:
-            taken = 0
-            while taken < rows and not self._taking_ended.is_set():
-                job = self._take_one()
-                if job is not None:
-                    self._hold(job)
-                    taken += job.spec.n
-                    self._load(job)
-                elif taken:
-                    break
-                else:
-                    self._taking_ended.wait(_TAKE_SECONDS)
-            self._inbox.put(TakeEnded())
-
-    def _take_one(self) -> TakenJob | None:
-        """One at a time: a job may have many pictures, and what does not fit here is for other workers."""
-        try:
-            return next(iter(self._broker.take(1)), None)
-        except REDIS_UNAVAILABLE as error:
-            _log.warning("redis away", call="take", error=str(error))
-            self._taking_ended.wait(_RETRY_SECONDS)
-            return None
-
-    def _hold(self, job: TakenJob) -> None:
-        with self._lock:
-            again = [execution for execution, held in self._held.items() if held.job_id == job.job_id]
-            for execution_id in again:
-                del self._held[execution_id]
-            self._held[job.execution_id] = job
-        if again:
-            self._inbox.put(Lost(frozenset(again)))
-
-    def _load(self, job: TakenJob) -> None:
-        try:
-            self._inbox.put(Arrived(job, load_inputs(self._store, job.spec)))
-        except BadJobError as error:
-            self.fail(job, error.error)
-        except StoreError as error:
-            _log.error("input not loaded", job=job.job_id, error=str(error))
-            self.fail(job, store_unavailable("an input picture could not be read"))
-
-    def _upload(self, job: TakenJob, index: int, image: Image.Image, digest: str) -> None:
-        begin = time.monotonic()
-        try:
-            picture = store_picture(self._store, job.spec, job.execution_id, index, image, digest)
-        except Exception as error:  # noqa: BLE001  # concerns this job only
-            self._inbox.put(StoreFailed(job.execution_id, error))
-        else:
-            self._inbox.put(Stored(job.execution_id, picture, Span(begin, time.monotonic())))
 
     def _pulse(self) -> None:
         beat = sweep = time.monotonic()
@@ -219,23 +199,22 @@ class BrokerLink:
                 beat = 0.0
                 self._closing.wait(_RETRY_SECONDS)
 
-    def _snapshot(self) -> list[TakenJob]:
-        with self._lock:
-            return list(self._held.values())
-
     def _beat(self) -> None:
-        held = {job.job_id: job for job in self._snapshot()}
+        held = self._held.by_id()
         lost = {held[job_id].execution_id for job_id in self._broker.heartbeat(held.values())}
         if lost:
-            self._release(lost)
+            self._held.release(lost)
             self._inbox.put(Lost(frozenset(lost)))
 
     def _look_for_stops(self) -> None:
-        held = {job.job_id: job for job in self._snapshot()}
+        held = self._held.by_id()
         stops = self._broker.stops(held.values())
+        for job_id, stop in stops.items():
+            if self._intake.withdraw(held[job_id]):
+                self.end_stopped(held[job_id], stop)
         if stops:
             self._inbox.put(Stopped({held[job_id].execution_id: stop for job_id, stop in stops.items()}))
 
 
-def store_unavailable(what: str) -> JobError:
-    return JobError(code=ErrorCode.STORE_UNAVAILABLE, detail=f"{what}: the picture store cannot be reached; try again")
+def _as_bytes(states: States) -> dict[int, bytes]:
+    return {index: state.to_bytes() for index, state in states.items()}

@@ -1,4 +1,4 @@
-"""Finished pictures as files: encoding, the parameters that made them, and their way into the store."""
+"""Finished pictures as files: encoding, the parameters that made them, and what a result tells of them."""
 
 import hashlib
 import io
@@ -7,10 +7,8 @@ from typing import Any, Final
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from broker.store import Store
 from contract import keys
 from contract.spec import JobSpec, OutputFormat, PictureResult, Task
-from worker.patience import patiently
 
 _EXIF_IFD: Final = 0x8769
 _USER_COMMENT: Final = 0x9286
@@ -72,19 +70,14 @@ def encode_preview(preview: Image.Image, width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-def store_picture(
-    store: Store, spec: JobSpec, execution_id: str, index: int, image: Image.Image, digest: str = ""
-) -> PictureResult:
-    """Encodes and uploads; the key depends on job, execution and index alone. Raises `StoreError` after five tries."""
-    data = encode(image, spec, index, digest)
-    key = keys.output_object(spec.id, execution_id, index, spec.output_format.value)
-    patiently(store.put, key, data, spec.output_format.content_type)
+def picture_result(spec: JobSpec, execution_id: str, index: int, size: tuple[int, int], data: bytes) -> PictureResult:
+    """What the job's result tells of a picture of `size` (width, height) whose file is `data`."""
     return PictureResult(
         index=index,
         seed=spec.picture_seed(index),
-        key=key,
-        width=image.width,
-        height=image.height,
+        key=keys.output_object(spec.id, execution_id, index, spec.output_format.value),
+        width=size[0],
+        height=size[1],
         content_type=spec.output_format.content_type,
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),

@@ -13,7 +13,6 @@ from contract.errors import ErrorCode
 from contract.spec import JobError, JobSpec, JobWarning, Task
 from models.tasks import PictureRequest
 from models.text import TextEncoder
-from worker.patience import patiently
 
 _TASKS: Final[dict[Task, Literal["txt2img", "img2img", "inpaint", "upscale"]]] = {
     Task.TXT2IMG: "txt2img",
@@ -37,7 +36,7 @@ def load_inputs(store: Store, spec: JobSpec) -> dict[str, Image.Image]:
     pictures = {}
     for name, key in spec.inputs.items():
         try:
-            image = Image.open(io.BytesIO(patiently(store.get, key)), formats=["PNG"])
+            image = Image.open(io.BytesIO(store.get(key)), formats=["PNG"])
             pictures[name] = image.convert(_MODES.get(name, "RGB"))
         except ObjectMissingError as error:
             detail = f"the stored {name} is gone; inputs are kept for a while after a job's end: send the request again"

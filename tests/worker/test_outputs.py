@@ -3,15 +3,13 @@
 import hashlib
 import io
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from broker.store import Store, StoreError
 from contract.spec import JobSpec, OutputFormat
-from worker import patience
-from worker.outputs import encode, encode_preview, parameters_text, store_picture
+from worker.outputs import encode, encode_preview, parameters_text, picture_result
+from worker.store_outage import pauses
 
 MakeSpec = Callable[..., JobSpec]
 DIGEST = "0123456789abcdef"
@@ -63,29 +61,19 @@ def test_no_metadata_when_asked_and_the_same_bytes_twice(
     assert b"secret" not in data.replace(b"\0", b"")
 
 
-def test_store_picture(make_spec: MakeSpec, picture: Image.Image, tmp_path: Path) -> None:
-    spec, store = make_spec(n=3), Store(f"file:{tmp_path}")
-    result = store_picture(store, spec, "e1", 2, picture)
-    data = store.get(f"outputs/{spec.id}/e1/2.png")
+def test_a_result_tells_of_its_file(make_spec: MakeSpec) -> None:
+    spec, data = make_spec(n=3), b"the file"
+    result = picture_result(spec, "e1", 2, (50, 37), data)
     assert result.key == f"outputs/{spec.id}/e1/2.png"
     assert (result.index, result.seed, result.width, result.height) == (2, 9, 50, 37)
     assert (result.bytes, result.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_a_store_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PAUSES", (0.0, 0.0))
-    tries = []
-
-    def fails(times: int) -> int:
-        tries.append(times)
-        if len(tries) <= times:
-            raise StoreError("away")
-        return len(tries)
-
-    assert patience.patiently(fails, 2) == 3
-    tries.clear()
-    with pytest.raises(StoreError, match="away"):
-        patience.patiently(fails, 3)
+def test_pauses_double_and_end_with_patience() -> None:
+    assert [round(pause, 1) for pause in pauses(3.5)] == [0.2, 0.4, 0.8, 1.6, 0.5]
+    many = list(pauses(120.0))
+    assert (max(many), round(sum(many))) == (10.0, 120)
+    assert list(pauses(0.0)) == []
 
 
 def test_previews_are_small(picture: Image.Image) -> None:
