@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     store_patience_seconds: float = Field(
         default=120.0, ge=0, description="how long a worker waits for a store that is away before it fails the job"
     )
+    resume_seconds: float = Field(
+        default=3.0, gt=0, description="how often the state of half-done pictures is saved, to go on from after a crash"
+    )
     worker_slots: int = Field(default=8, ge=1, le=256, description="pictures that share one forward pass at most")
     worker_threads: int | None = Field(
         default=None, ge=1, description="CPU threads, rounded down to a power of two; default: the cores it may use"

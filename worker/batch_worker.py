@@ -1,13 +1,13 @@
 """The worker's main loop: jobs from the broker become rows of the engine, its events become progress and results."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 import structlog
-import torch
 
 from broker.store import Store, StoreError
 from broker.worker_side import WorkerBroker
@@ -17,7 +17,17 @@ from contract.settings import Settings
 from contract.spec import JobError, Priority
 from models.latent_diffusion import LatentDiffusion
 from worker.engine.engine import Engine
-from worker.engine.events import Event, LaneTicked, NotFiniteError, RowFailed, RowFinished, RowProgress
+from worker.engine.events import (
+    Event,
+    LaneTicked,
+    NotFiniteError,
+    RowFailed,
+    RowFinished,
+    RowHandedBack,
+    RowProgress,
+)
+from worker.engine.memory import is_out_of_memory
+from worker.engine.resume import ResumeState
 from worker.jobs import RunningJob
 from worker.link import BrokerLink
 from worker.measures import WorkerMetrics
@@ -27,6 +37,7 @@ from worker.store_outage import store_unavailable
 
 _NEWS_SECONDS: Final = 0.1
 _IDLE_SECONDS: Final = 0.25
+_NO_STATES: Final[Mapping[int, ResumeState]] = MappingProxyType({})
 _WEIGHT: Final = {Priority.INTERACTIVE: 4.0, Priority.BATCH: 1.0}
 
 _log = structlog.get_logger("darkroom.worker")
@@ -69,6 +80,7 @@ class BatchWorker:
         self._jobs: dict[str, RunningJob] = {}
         self._rows: dict[str, tuple[RunningJob, int]] = {}
         self._asked = False
+        self._saved = time.monotonic()
         self._stopping_since: float | None = None
         self._hurry = False
 
@@ -88,8 +100,8 @@ class BatchWorker:
             while self._stopping_since is None or self._jobs or self._asked:
                 self._read_inbox()
                 self._stop_or_ask()
-                for event in self._engine.tick():
-                    self._on_event(event)
+                self._on_events(self._engine.tick())
+                self._save_now_and_then()
         finally:
             self._link.close()
         _log.info("worker stopped", worker=self.broker.name)
@@ -114,8 +126,28 @@ class BatchWorker:
         self._link.stop_taking()
         overdue = self._hurry or time.monotonic() - self._stopping_since > self._settings.drain_seconds
         for job in [job for job in self._jobs.values() if overdue or not job.begun]:
-            self._forget(job)
-            self._link.hand_back(job.taken)
+            self._hand_back(job)
+
+    def _save_now_and_then(self) -> None:
+        """Resume states of all jobs that have begun, so that another worker can go on should this one die."""
+        now = time.monotonic()
+        if now - self._saved < self._settings.resume_seconds:
+            return
+        self._saved = now
+        for job in self._jobs.values():
+            if job.begun:
+                self._link.save_resume(job.taken, self._states(job), job.steps_done)
+
+    def _states(self, job: RunningJob) -> dict[int, ResumeState]:
+        """Of the job's pictures, by index, those that have begun."""
+        states = {index: self._engine.snapshot(row_id) for index, row_id in enumerate(job.row_ids)}
+        return {index: state for index, state in states.items() if state is not None}
+
+    def _hand_back(self, job: RunningJob, more: Mapping[int, ResumeState] = _NO_STATES) -> None:
+        """`more` are states of rows that have left the engine."""
+        states = {**self._states(job), **more}
+        self._forget(job)
+        self._link.hand_back(job.taken, states, job.steps_done)
 
     def _on_message(self, message: Message) -> None:
         match message:
@@ -151,7 +183,10 @@ class BatchWorker:
             requests = picture_requests(spec, served.card, arrived.inputs)
             job.warnings = prompt_warnings(spec, served.card, served.model.text_encoder)
             for index, (row_id, request) in enumerate(zip(job.row_ids, requests, strict=True)):
-                self._engine.submit(row_id, spec.model, request, _WEIGHT[spec.priority])
+                resume = resume_state(arrived.job.resume.get(index))
+                if resume is not None:
+                    job.resumed(index, resume.step)
+                self._engine.submit(row_id, spec.model, request, _WEIGHT[spec.priority], resume)
                 self._rows[row_id] = (job, index)
         except Exception as error:  # noqa: BLE001  # a job must not end the worker
             self._fail(job, begin_error(error))
@@ -160,10 +195,19 @@ class BatchWorker:
         if job.warnings:
             self._link.warn(job.taken, job.warnings)
 
-    def _on_event(self, event: Event) -> None:
-        match event:
-            case LaneTicked():
+    def _on_events(self, events: Sequence[Event]) -> None:
+        returned: dict[str, ResumeState | None] = {}
+        for event in events:
+            if isinstance(event, LaneTicked):
                 self._metrics.ticked(event)
+            elif isinstance(event, RowHandedBack):
+                returned[event.row_id] = event.resume
+            elif event.row_id in self._rows:  # else another row of its job has just ended the job
+                self._on_row(event)
+        self._on_handed_back(returned)
+
+    def _on_row(self, event: RowProgress | RowFinished | RowFailed) -> None:
+        match event:
             case RowProgress():
                 self._on_progress(event)
             case RowFinished():
@@ -179,13 +223,24 @@ class BatchWorker:
                 )
                 self._fail(job, error)
 
+    def _on_handed_back(self, returned: Mapping[str, ResumeState | None]) -> None:
+        """A row for which there is no memory takes its whole job back to the queue."""
+        jobs: dict[RunningJob, dict[int, ResumeState]] = {}
+        for row_id, state in returned.items():
+            if row_id in self._rows:
+                job, index = self._rows[row_id]
+                jobs.setdefault(job, {}).update({} if state is None else {index: state})
+        for job, states in jobs.items():
+            _log.warning("job handed back: memory ran out", job=job.taken.job_id)
+            self._hand_back(job, states)
+
     def _on_progress(self, event: RowProgress) -> None:
         """At most one progress event and one preview per job in 100 ms, but the last step always."""
         job, index = self._rows[event.row_id]
         slowest, now = job.advance(index, event.step), time.monotonic()
         if slowest == event.steps or now - job.reported >= _NEWS_SECONDS:
             job.reported = now
-            self._link.progress(job.taken, slowest, event.steps)
+            self._link.progress(job.taken, slowest, event.steps, job.steps_done)
         if event.preview is not None and now - job.previewed >= _NEWS_SECONDS:
             job.previewed = now
             self._link.preview(job.taken, index, event.step, event.preview)
@@ -208,6 +263,15 @@ class BatchWorker:
             self._rows.pop(row_id, None)
 
 
+def resume_state(data: bytes | None) -> ResumeState | None:
+    """None, so that the picture begins anew, also for what some other version wrote."""
+    try:
+        return None if data is None else ResumeState.from_bytes(data)
+    except ValueError as error:
+        _log.warning("resume state left", error=str(error))
+        return None
+
+
 def begin_error(error: Exception) -> JobError:
     if isinstance(error, BadJobError):
         return error.error
@@ -220,7 +284,7 @@ def begin_error(error: Exception) -> JobError:
 def row_error(event: RowFailed) -> JobError:
     """What the caller is told; the log has the traceback."""
     error = event.error
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         detail = "the picture does not fit into the worker's memory; ask for a smaller one"
         return JobError(code=ErrorCode.OUT_OF_MEMORY, detail=detail)
     if isinstance(error, NotFiniteError):

@@ -36,6 +36,15 @@ class RunningJob:
         self._steps[index] = step
         return min(self._steps)
 
+    def resumed(self, index: int, step: int) -> None:
+        """Picture `index` goes on where another execution was."""
+        self._steps[index] = step
+
+    @property
+    def steps_done(self) -> int:
+        """Summed over all pictures."""
+        return sum(self._steps)
+
     def add_finished(self, denoise: Span, decode: Span) -> None:
         self._denoise.append(denoise)
         self._decode.append(decode)

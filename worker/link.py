@@ -107,8 +107,8 @@ class BrokerLink:
     def warn(self, job: TakenJob, warnings: tuple[JobWarning, ...]) -> None:
         self._report(self._broker.warn, job, warnings)
 
-    def progress(self, job: TakenJob, step: int, steps: int) -> None:
-        self._report(self._broker.progress, job, step, steps)
+    def progress(self, job: TakenJob, step: int, steps: int, total: int) -> None:
+        self._report(self._broker.progress, job, step, steps, total)
 
     def preview(self, job: TakenJob, index: int, step: int, preview: Image.Image) -> None:
         def send() -> None:

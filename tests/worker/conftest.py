@@ -1,14 +1,19 @@
 """Tiny random models, built once per session."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from broker.gateway_side import JobBroker
+from broker.store import Store
+from contract.settings import Settings
 from models.latent_diffusion import LatentDiffusion
 from tests.tiny_models import BASE, UPSCALER, save_tiny_models, tiny_base, tiny_upscaler
+from tests.worker.running import RunningWorker, StartWorker
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -47,3 +52,30 @@ def mask() -> Image.Image:
     hole = Image.new("L", (50, 37))
     hole.paste(255, (12, 9, 40, 30))
     return hole
+
+
+@pytest.fixture
+async def gateway(settings: Settings) -> AsyncIterator[JobBroker]:
+    broker = JobBroker(settings)
+    yield broker
+    await broker.close()
+
+
+@pytest.fixture
+def start_worker(settings: Settings, models: Mapping[str, LatentDiffusion]) -> Iterator[StartWorker]:
+    started: list[RunningWorker] = []
+
+    def start(drain_seconds: float = 30.0, resume_seconds: float = 3.0, **engine: Any) -> RunningWorker:
+        changed = settings.model_copy(update={"drain_seconds": drain_seconds, "resume_seconds": resume_seconds})
+        worker = RunningWorker(changed, models, **engine)
+        started.append(worker)
+        return worker
+
+    yield start
+    for worker in started:
+        worker.stop()
+
+
+@pytest.fixture
+def store(settings: Settings) -> Store:
+    return Store(settings.store_url)

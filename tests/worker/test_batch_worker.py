@@ -2,11 +2,9 @@
 
 import asyncio
 import io
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from broker.gateway_side import JobBroker
-from broker.jobs import JobRecord
 from broker.store import Store
 from contract import keys
 from contract.errors import ErrorCode
@@ -23,84 +20,18 @@ from contract.settings import Settings
 from contract.spec import JobSpec, JobStatus, OutputFormat, Priority, Task
 from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
-from tests.tiny_models import BASE, UPSCALER, base_card, upscaler_card
-from worker.batch_worker import BatchWorker, ServedModel, run
+from tests.tiny_models import BASE, UPSCALER
+from tests.worker.running import SECONDS, StartWorker, ended, slow, stored
+from worker.batch_worker import run
 from worker.engine.engine import Engine
-from worker.measures import WorkerMetrics
 
 MakeSpec = Callable[..., JobSpec]
-StartWorker = Callable[..., "RunningWorker"]
-SECONDS = 60.0
-
-
-class RunningWorker:
-    """A worker in a thread of its own."""
-
-    def __init__(self, settings: Settings, models: Mapping[str, LatentDiffusion], **engine: Any) -> None:
-        self.metrics = WorkerMetrics()
-        self.engine = Engine(models, **engine)
-        served = {card.name: ServedModel(card, models[card.name]) for card in (base_card(), upscaler_card())}
-        self.worker = BatchWorker(settings, served, self.engine, Store(settings.store_url), self.metrics)
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work)
-        self._thread.start()
-
-    def _work(self) -> None:
-        try:
-            self.worker.work()
-        except BaseException as error:  # noqa: BLE001
-            self.error = error
-
-    def stop(self) -> None:
-        self.worker.stop()
-        self._thread.join(SECONDS)
-        assert not self._thread.is_alive()
-        if self.error is not None:
-            raise self.error
-
-
-@pytest.fixture
-async def gateway(settings: Settings) -> AsyncIterator[JobBroker]:
-    broker = JobBroker(settings)
-    yield broker
-    await broker.close()
-
-
-@pytest.fixture
-def start_worker(settings: Settings, models: Mapping[str, LatentDiffusion]) -> Iterator[StartWorker]:
-    started: list[RunningWorker] = []
-
-    def start(drain_seconds: float = 30.0, **engine: Any) -> RunningWorker:
-        worker = RunningWorker(settings.model_copy(update={"drain_seconds": drain_seconds}), models, **engine)
-        started.append(worker)
-        return worker
-
-    yield start
-    for worker in started:
-        worker.stop()
-
-
-@pytest.fixture
-def store(settings: Settings) -> Store:
-    return Store(settings.store_url)
-
-
-async def ended(gateway: JobBroker, spec: JobSpec) -> JobRecord:
-    record = await gateway.wait(spec.id, SECONDS)
-    assert record is not None
-    assert record.status.ended, f"{spec.id} is still {record.status}"
-    return record
 
 
 def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def stored(store: Store, record: JobRecord, index: int = 0) -> Image.Image:
-    assert record.result is not None, record.error
-    return Image.open(io.BytesIO(store.get(record.result.pictures[index].key)))
 
 
 def same(one: Image.Image, other: Image.Image) -> bool:
@@ -241,16 +172,6 @@ async def test_warnings_name_the_words(gateway: JobBroker, start_worker: StartWo
         [],
         [("prompt_truncated", "tiny reads 22 tokens; lost from the end of prompt: pizza cats")],
     ]
-
-
-@contextmanager
-def slow(models: Mapping[str, LatentDiffusion], seconds: float) -> Iterator[None]:
-    """Every forward pass of the tiny model takes as long as one of a real model."""
-    handle = models[BASE].unet.conv_out.register_forward_hook(lambda *_: time.sleep(seconds))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def wait_until_idle(engine: Engine) -> None:
