@@ -29,11 +29,13 @@ from broker.connection import connect, text
 from broker.events import Progress, Publisher
 from broker.fence import Fence
 from broker.finish import Finisher, Outcome, stopped
+from broker.janitor import Cleaned, Janitor
 from broker.reap import Sweeper, Swept
 from broker.resume import ResumeStore, SavedWork
 from broker.rq_surface import WorkerRegistration
 from broker.state import JobRef
 from broker.stops import Stop
+from broker.store import Store
 from broker.take import TakenJob, Taker
 from contract import keys
 from contract.card import ModelCard
@@ -210,6 +212,13 @@ class WorkerBroker:
     def sweep(self) -> Swept:
         """Puts other workers' abandoned jobs back and fails expired ones. Call every `reap_seconds`."""
         return self._sweeper.sweep()
+
+    def clean(self, store: Store) -> Cleaned:
+        """Retention, as gateways keep it too. Call every `janitor_seconds`, from a thread that may take its time.
+
+        Raises `store.StoreError` as well.
+        """
+        return Janitor(self._redis, store, self._settings).clean()
 
     def _end(self, job: TakenJob, outcome: Outcome) -> bool:
         registered = self.name if self._registration is not None else ""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from broker.connection import REDIS_UNAVAILABLE
 from broker.stops import Stop
-from broker.store import Store
+from broker.store import Store, StoreError
 from broker.take import TakenJob
 from broker.worker_side import WorkerBroker
 from contract.settings import Settings
@@ -45,6 +45,7 @@ class BrokerLink:
 
     def __init__(self, broker: WorkerBroker, store: Store, settings: Settings, inbox: SimpleQueue[Message]) -> None:
         self._broker = broker
+        self._store = store
         self._settings = settings
         self._inbox = inbox
         self._held = HeldJobs()
@@ -59,7 +60,7 @@ class BrokerLink:
         self._reporter = ThreadPoolExecutor(1, "reporter")
         self._threads = [
             threading.Thread(target=self._guarded, args=(run,), name=name, daemon=True)
-            for name, run in (("intake", self._intake.run), ("pulse", self._pulse))
+            for name, run in (("intake", self._intake.run), ("pulse", self._pulse), ("janitor", self._clean))
         ]
 
     def start(self, stopping: Callable[[], bool]) -> None:
@@ -198,6 +199,14 @@ class BrokerLink:
                 _log.warning("redis away", call="heartbeat", error=str(error))
                 beat = 0.0
                 self._closing.wait(_RETRY_SECONDS)
+
+    def _clean(self) -> None:
+        """In a thread of its own: to delete many pictures takes longer than a lease."""
+        while not self._closing.wait(self._settings.janitor_seconds):
+            try:
+                self._broker.clean(self._store)
+            except (*REDIS_UNAVAILABLE, StoreError) as error:
+                _log.warning("not cleaned", error=str(error))
 
     def _beat(self) -> None:
         held = self._held.by_id()
