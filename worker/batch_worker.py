@@ -125,7 +125,8 @@ class BatchWorker:
             return
         self._link.stop_taking()
         overdue = self._hurry or time.monotonic() - self._stopping_since > self._settings.drain_seconds
-        for job in [job for job in self._jobs.values() if overdue or not job.begun]:
+        # Each goes to the head of its queue: the oldest last.
+        for job in [job for job in reversed(self._jobs.values()) if overdue or not job.begun]:
             self._hand_back(job)
 
     def _save_now_and_then(self) -> None:
@@ -230,7 +231,7 @@ class BatchWorker:
             if row_id in self._rows:
                 job, index = self._rows[row_id]
                 jobs.setdefault(job, {}).update({} if state is None else {index: state})
-        for job, states in jobs.items():
+        for job, states in reversed(jobs.items()):  # each goes to the head of its queue: the oldest last
             _log.warning("job handed back: memory ran out", job=job.taken.job_id)
             self._hand_back(job, states)
 
