@@ -4,6 +4,7 @@ Who lost a job (its lease ran out, it was cancelled) so changes nothing, whateve
 is the `execution` field of the job's own hash, absent while the job waits, together with RQ's status.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,9 +19,9 @@ from contract.spec import JobStatus
 
 ANY: Final = "*"
 
-# KEYS: RQ's job hash, our own. ARGV: status, execution ("*" any), mark, "1" to refuse where a stop is asked, then per
-# command: length, place of the argument that becomes Redis' time (0: none), seconds to add to it, the arguments.
-# The mark tells a repetition of what went through from a late coming: redis-py repeats a call whose answer got lost.
+# KEYS: RQ's job hash, our own. ARGV: status, execution ("*" any), mark, "1" to refuse where a stop is asked, the
+# commands as JSON, and those arguments that JSON cannot hold. The mark tells a repetition of what went through from a
+# late coming: redis-py repeats a call whose answer got lost.
 _RUN: Final = """
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return {'refused', ''} end
@@ -30,13 +31,13 @@ if status ~= ARGV[1] or (ARGV[2] ~= '*' and (execution or '') ~= ARGV[2]) then r
 if ARGV[4] == '1' and stop then return {'stopped', stop} end
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
-local at = 5
-while at <= #ARGV do
-  local length, place = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-  local command = {unpack(ARGV, at + 3, at + 2 + length)}
-  if place > 0 then command[place] = string.format('%.6f', now + tonumber(ARGV[at + 2])) end
+for _, command in ipairs(cjson.decode(ARGV[5])) do
+  for i, argument in ipairs(command) do
+    if type(argument) == 'table' then
+      command[i] = argument.at and string.format('%.6f', now + argument.at) or ARGV[5 + argument.bytes]
+    end
+  end
   redis.call(unpack(command))
-  at = at + 3 + length
 end
 return {'done', status}
 """
@@ -44,7 +45,7 @@ return {'done', status}
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """Stands for Redis' time at the transaction plus `seconds`, in Unix seconds; at most once in a command."""
+    """Stands for Redis' time at the transaction plus `seconds`, in Unix seconds."""
 
     seconds: float = 0.0
 
@@ -80,21 +81,26 @@ class Fence:
         With a `mark`, which the commands must write into the field `left`, the same call is done once and may be
         repeated.
         """
-        arguments: list[EncodableT] = [rq_surface.status_name(status), execution_id or "", mark, int(unless_stopped)]
-        for command in commands:
-            arguments += _encoded(command)
+        conditions: list[EncodableT] = [rq_surface.status_name(status), execution_id or "", mark, int(unless_stopped)]
+        arguments = [*conditions, *_encoded(commands)]
         outcome, value = self._script(keys=[rq_surface.job_key(job_id), keys.job(job_id)], args=arguments)
         stopped = text(outcome) == "stopped"
         return Answer(text(outcome) == "done", text(value) if stopped else None)
 
 
-def _encoded(command: Command) -> list[EncodableT]:
-    place, seconds = 0, 0.0
-    arguments: list[EncodableT] = []
-    for i, argument in enumerate(command, start=1):
+def _encoded(commands: Sequence[Command]) -> list[EncodableT]:
+    """One document is packed in a fraction of the time that a hundred arguments take."""
+    binary: list[EncodableT] = []
+
+    def encode(argument: EncodableT | At) -> str | dict[str, float]:
         if isinstance(argument, At):
-            place, seconds = i, argument.seconds
-            arguments.append("")
-        else:
-            arguments.append(argument)
-    return [len(command), place, seconds, *arguments]
+            return {"at": argument.seconds}
+        if isinstance(argument, str):
+            return argument
+        if isinstance(argument, int | float):
+            return repr(argument)
+        binary.append(argument)
+        return {"bytes": len(binary)}
+
+    document = json.dumps([[encode(argument) for argument in command] for command in commands], ensure_ascii=False)
+    return [document, *binary]

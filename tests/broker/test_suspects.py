@@ -15,7 +15,7 @@ from broker.worker_side import WorkerBroker
 from contract import keys, metrics
 from contract.errors import ErrorCode
 from contract.settings import Settings
-from contract.spec import JobResult, JobSpec, JobStatus
+from contract.spec import JobResult, JobSpec, JobStatus, Priority
 
 MakeSpec = Callable[..., JobSpec]
 MakeWorker = Callable[..., WorkerBroker]
@@ -124,6 +124,48 @@ async def test_only_fruitless_deaths_count(
     worker = make_worker()
     (job,) = worker.take(1)
     assert worker.succeed(job, result_of(job))
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_under_random_deaths_only_the_culprits_fail(
+    gateway: JobBroker,
+    make_worker: MakeWorker,
+    make_spec: MakeSpec,
+    result_of: ResultOf,
+    sweeper: Sweeper,
+    redis_client: Redis,
+    seed: int,
+) -> None:
+    """Three workers, five jobs of two keys each at a time; every tenth step kills one, a culprit's second always does.
+    Every step is saved, so that an innocent job gets on between two deaths."""
+    chance = random.Random(seed)
+    specs = [make_spec(api_key_id=chance.choice("ab"), priority=chance.choice(list(Priority))) for _ in range(40)]
+    culprits = {spec.id for spec in chance.sample(specs, 3)}
+    for spec in specs:
+        await gateway.submit(spec)
+    workers: list[tuple[WorkerBroker, dict[str, tuple[TakenJob, int]]]] = [(make_worker(), {}) for _ in range(3)]
+    while redis_client.zcard(keys.ended()) < len(specs):
+        place = chance.randrange(3)
+        worker, held = workers[place]
+        held |= {job.job_id: (job, int(job.resume.get(0, 0))) for job in worker.take(5 - len(held))}
+        assert len(held) == 1 or not any(job.alone for job, _ in held.values())
+        fatal = chance.random() < 0.1
+        for job_id, (job, step) in list(held.items()):
+            if job_id in culprits and step == 1:
+                fatal = True
+            elif step == 8:
+                assert worker.succeed(job, result_of(job))
+                del held[job_id]
+            else:
+                held[job_id] = (job, step + 1)
+                assert worker.save_resume(job, {0: b"%d" % (step + 1)}, step + 1)
+        if fatal and held:
+            sweeper.reap_worker(worker.name)
+            workers[place] = (make_worker(), {})
+    for spec in specs:
+        record = await gateway.get(spec.id)
+        assert record is not None
+        assert record.status is (JobStatus.FAILED if spec.id in culprits else JobStatus.SUCCEEDED)
 
 
 async def test_a_death_ends_what_was_to_be_stopped(
