@@ -6,8 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from contract.settings import Settings
@@ -16,19 +15,9 @@ from worker.main import DeviceError, ModelFolderError, main
 from worker.supervisor import CONFIGURATION_ERROR
 
 
-@dataclass(frozen=True)
-class WorkerArguments:
-    """What a supervisor tells its child; all else is in the environment."""
-
-    models: tuple[str, ...]
-    model_dir: Path
-    device: str
-    name: str
-
-
-def run(work: Callable[[Settings, WorkerArguments], None], arguments: Sequence[str] | None = None) -> int:
-    """Calls `work` as the child of a supervisor. Returns the exit status, `CONFIGURATION_ERROR` after an error that
-    another start would only repeat."""
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Works until told to stop. Returns the exit status: `CONFIGURATION_ERROR` after an error that another start would
+    only repeat. Settings come from the environment."""
     parser = argparse.ArgumentParser(prog="worker.child", description=__doc__)
     parser.add_argument("--models", required=True)
     parser.add_argument("--model-dir", type=Path, required=True)
@@ -39,8 +28,7 @@ def run(work: Callable[[Settings, WorkerArguments], None], arguments: Sequence[s
     stop_seconds = settings.drain_seconds + settings.lease_seconds
     threading.Thread(target=_end_with_supervisor, args=(stop_seconds,), name="lifeline", daemon=True).start()
     try:
-        models = tuple(options.models.split(","))
-        work(settings, WorkerArguments(models, options.model_dir, options.device, options.name))
+        main(settings, options.models.split(","), options.model_dir, device=options.device, name=options.name)
     except (DeviceError, ModelFolderError, WeightsError) as error:
         print(error, file=sys.stderr)
         return CONFIGURATION_ERROR
@@ -56,9 +44,5 @@ def _end_with_supervisor(stop_seconds: float) -> None:
     os._exit(1)  # stuck: the leases bring the jobs back
 
 
-def _work(settings: Settings, arguments: WorkerArguments) -> None:
-    main(settings, arguments.models, arguments.model_dir, device=arguments.device, name=arguments.name)
-
-
 if __name__ == "__main__":
-    sys.exit(run(_work))
+    sys.exit(run())

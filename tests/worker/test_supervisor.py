@@ -44,12 +44,12 @@ while True:
 
 # Ends at the second SIGTERM.
 SIGNALLED = """
-import signal, sys
+import os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-print("up", flush=True)
+os.write(1, b"up\\n")
 for _ in range(2):
     signal.sigwait([signal.SIGTERM])
-    print("signal", sys.argv[-1], flush=True)
+    os.write(1, f"signal {sys.argv[-1]}\\n".encode())
 """
 
 

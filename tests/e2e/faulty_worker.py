@@ -1,0 +1,48 @@
+"""The shipped worker, made faulty from outside: words of a prompt say what goes wrong with its picture.
+
+"raise": its text cannot be encoded. "die": the process is killed at its second step. Every step takes TICK_SECONDS.
+"""
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from torch import Tensor
+
+from models.tasks import PictureRequest
+from models.text import TextEncoder
+from worker import child
+from worker.engine.engine import Engine
+from worker.engine.events import Event, RowProgress
+
+TICK_SECONDS = float(os.environ.get("TICK_SECONDS", "0"))
+_submit, _tick, _encode = Engine.submit, Engine.tick, TextEncoder.encode
+_deadly: set[str] = set()
+
+
+def submit(self: Engine, row_id: str, model: str, request: PictureRequest, *args: Any, **more: Any) -> None:
+    if "die" in request.prompt:
+        _deadly.add(row_id)
+    _submit(self, row_id, model, request, *args, **more)
+
+
+def tick(self: Engine) -> list[Event]:
+    events = _tick(self)
+    if events:
+        time.sleep(TICK_SECONDS)
+    if any(isinstance(event, RowProgress) and event.row_id in _deadly and event.step == 2 for event in events):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return events
+
+
+def encode(self: TextEncoder, prompt: str) -> Tensor:
+    if "raise" in prompt:
+        raise RuntimeError("injected")
+    return _encode(self, prompt)
+
+
+if __name__ == "__main__":
+    Engine.submit, Engine.tick, TextEncoder.encode = submit, tick, encode  # type: ignore[method-assign]
+    sys.exit(child.run())
