@@ -1,6 +1,5 @@
 """Redis connections as every part of the broker expects them: bytes in and out, RESP 2, bounded waits."""
 
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from redis import BlockingConnectionPool, Redis
@@ -8,7 +7,6 @@ from redis.asyncio import BlockingConnectionPool as AsyncBlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.client import Pipeline
 from redis.exceptions import BusyLoadingError, MaxConnectionsError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -56,11 +54,7 @@ def text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def redis_time(connection: Redis | Pipeline) -> float:
+def redis_time(connection: Redis) -> float:
     """Redis' clock, Unix seconds: the only clock that leases and retention go by."""
     seconds, microseconds = connection.time()
     return seconds + microseconds / 1e6
-
-
-def as_datetime(unix_seconds: float) -> datetime:
-    return datetime.fromtimestamp(unix_seconds, UTC)

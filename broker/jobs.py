@@ -22,8 +22,9 @@ _MAX_SCANNED: Final = 2000
 class JobRecord:
     """A job as it stands. Times are Unix seconds by Redis' clock.
 
-    `queue_position` counts the jobs ahead (0 = next), while queued. `step` of `steps` denoising steps are done; before
-    the worker's first report `steps` is what was asked. `result` is there exactly when succeeded, `error` when failed.
+    `queue_position` counts the older jobs ahead, while queued (0 = next); turns between API keys may serve it sooner or
+    later. `step` of `steps` denoising steps are done; before the worker's first report `steps` is what was asked.
+    `result` is there exactly when succeeded, `error` when failed.
     """
 
     spec: JobSpec
