@@ -197,8 +197,15 @@ class WorkerRegistration:
         self._busy: bool | None = None
 
     def birth(self) -> None:
+        self._worker.connection.delete(self._worker.key)  # what was written to a forgotten worker: RQ would refuse
         self._worker.register_birth()  # type: ignore[no-untyped-call]
+        self._busy = None
         self.beat(busy=False)
+
+    @property
+    def known(self) -> bool:
+        """False before birth, and where Redis forgot the worker: it was away for too long, or lost its data."""
+        return bool(self._worker.connection.hexists(self._worker.key, "birth"))
 
     def beat(self, busy: bool) -> None:
         if busy != self._busy:

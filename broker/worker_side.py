@@ -15,6 +15,7 @@ Every method may raise `connection.REDIS_UNAVAILABLE`; the four endings return F
 another worker: then the caller forgets it.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -25,7 +26,7 @@ from typing import Final
 from uuid import uuid4
 
 from broker import catalogue
-from broker.connection import connect, text
+from broker.connection import REDIS_UNAVAILABLE, connect, text
 from broker.events import Progress, Publisher
 from broker.fence import Fence
 from broker.finish import Finisher, Outcome, stopped
@@ -94,9 +95,7 @@ class WorkerBroker:
 
     def register(self) -> None:
         """Publishes the model cards and shows the worker to gateways and `rq info`. Call when ready to work."""
-        catalogue.publish_cards(self._redis, self._cards)
         self._registration = WorkerRegistration(self.name, self._queues, self._rq_redis, _RQ_TTL_SECONDS)
-        self._registration.birth()
         self._beat(0)
 
     def close(self) -> None:
@@ -125,7 +124,8 @@ class WorkerBroker:
                 detail = f"this worker cannot read the job: {taken.reason}"
                 error = JobError(code=ErrorCode.SPEC_UNSUPPORTED, detail=detail)
                 ref = JobRef(taken.job_id, taken.queue, None)
-                self._finisher.end(ref, taken.execution_id, FailedEvent(error=error))
+                with contextlib.suppress(*REDIS_UNAVAILABLE):  # the others have been taken; its lease brings it back
+                    self._finisher.end(ref, taken.execution_id, FailedEvent(error=error))
         return jobs
 
     def heartbeat(self, held: Iterable[TakenJob]) -> set[str]:
@@ -241,5 +241,9 @@ class WorkerBroker:
 
     def _beat(self, running: int) -> None:
         catalogue.beat(self._redis, self.name, self._cards, self._slots, running, self._settings.lease_seconds)
-        if self._registration is not None:
-            self._registration.beat(busy=running > 0)
+        if self._registration is None:
+            return
+        if not self._registration.known:
+            catalogue.publish_cards(self._redis, self._cards)
+            self._registration.birth()
+        self._registration.beat(busy=running > 0)

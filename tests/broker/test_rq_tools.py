@@ -115,6 +115,17 @@ async def test_rq_info_agrees_with_us_all_along(
     assert "2 queues, 0 jobs total" in rq_info(settings, "--only-queues")
 
 
+async def test_a_worker_that_redis_forgot_is_shown_again(
+    gateway: JobBroker, worker: WorkerBroker, settings: Settings, redis_client: Redis
+) -> None:
+    cards = await gateway.cards()
+    redis_client.flushall()  # it came back without its data
+    redis_client.hincrby(f"rq:worker:{worker.name}", "successful_job_count", 1)  # a job ended before the next heartbeat
+    worker.heartbeat([])
+    assert workers_shown(settings) == {worker.name: ("idle", 0, 0)}
+    assert await gateway.cards() == cards
+
+
 async def test_rqs_classes_read_our_jobs(
     gateway: JobBroker, worker: WorkerBroker, make_spec: MakeSpec, result_of: ResultOf, redis_client: Redis
 ) -> None:
