@@ -37,7 +37,7 @@ from worker.engine.scheduler import Lane, LaneKey, Row, Scheduler
 Buckets = Callable[[LaneKey], Sequence[int]]
 """Batch sizes that a lane's forward pass may have; the largest is the lane's number of slots."""
 
-_LEAST_WEIGHT = 0.25
+_USUAL_AREA = 64 * 64  # latents of 512x512 pixels at f = 8
 
 
 @dataclasses.dataclass(eq=False)
@@ -60,8 +60,9 @@ class _Picture:
 
 class Engine:
     """`batching`: "exact" never changes a lane's batch for lack of memory and needs `buckets` of equal bits, so that a
-    picture is the same in any company; "fast" takes what fits. `capacity` bounds what is placed at once, in pictures of
-    the models' usual sizes. `fingerprint` names all that a picture's bits depend on beside its request."""
+    picture is the same in any company; "fast" takes what fits. `capacity` bounds what is placed at once: pictures of up
+    to 64x64 latents, larger ones counting by their area. `fingerprint` names all that a picture's bits depend on
+    beside its request."""
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class Engine:
         # Proportional to the FLOPs of the denoising, near enough to compare rows of different lanes.
         share = request.strength if request.task in ("img2img", "inpaint") else 1.0
         ideal = request.steps * share * (2 if request.guided else 1) * height * width * resident.parameters
-        weight = max(height * width / resident.model.unet.config.sample_size**2, _LEAST_WEIGHT)
+        weight = max(height * width / _USUAL_AREA, 1.0)
         row = Row(row_id, key, priority, self._clock(), max(ideal, 1.0), weight)
         if resume is not None and resume.fingerprint != self._fingerprint:
             resume = None

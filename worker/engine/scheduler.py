@@ -28,7 +28,7 @@ class LaneKey:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
     """`ideal` is the time that the row would take alone, in any unit common to all rows; `submitted` in seconds;
-    `weight` the memory that it takes, in pictures of usual size."""
+    `weight` the memory that it takes, 1 for a picture of usual size."""
 
     id: str
     lane: LaneKey
