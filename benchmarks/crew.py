@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -56,13 +56,16 @@ class Crew:
     """Use as a context manager: inside, Valkey runs, with an append-only file; afterwards no process is left.
 
     `command` starts a worker and takes --device and --name, as `worker.supervisor.worker_command` gives it. `settings`
-    are those of every process, one thread per worker unless they say otherwise.
+    are those of every process, one thread per worker unless they say otherwise; `environment` is what else they find.
     """
 
-    def __init__(self, folder: Path, command: Sequence[str], **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, command: Sequence[str], environment: Mapping[str, str] | None = None, **settings: Any
+    ) -> None:
         self.folder = folder
         self.valkey = EmbeddedValkey(folder / "valkey")
         self._command = tuple(command)
+        self._environment = dict(environment or {})
         self._chosen = {"store_url": f"file:{folder / 'store'}", "worker_threads": 1, **settings}
         self._members: list[CrewMember] = []
 
@@ -88,19 +91,22 @@ class Crew:
     @property
     def environment(self) -> dict[str, str]:
         chosen = {"redis_url": self.valkey.url, **self._chosen}
-        return os.environ | {f"DARKROOM_{name.upper()}": str(value) for name, value in chosen.items()}
+        return (
+            os.environ | self._environment | {f"DARKROOM_{name.upper()}": str(value) for name, value in chosen.items()}
+        )
 
     def start(self, *prefix: str) -> CrewMember:
         """A worker without a supervisor. `prefix` goes before its command."""
         name = worker_name()
         return self._start(name, [*prefix, *self._command, "--device", "cpu", "--name", name])
 
-    def supervise(self, workers: int) -> CrewMember:
-        """That many workers under one supervisor."""
+    def supervise(self, workers: int, healthy_seconds: float = 60.0) -> CrewMember:
+        """That many workers under one supervisor; `healthy_seconds` is `Supervisor`'s."""
         program = (
             "import sys; from contract.settings import Settings; from worker.log import configure_log; "
             f"from {Supervisor.__module__} import Supervisor; configure_log(); "
-            f"sys.exit(not Supervisor(Settings(), {('cpu',) * workers!r}, {self._command!r}).run())"
+            f"supervisor = Supervisor(Settings(), {('cpu',) * workers!r}, {self._command!r}, {healthy_seconds!r}); "
+            "sys.exit(not supervisor.run())"
         )
         return self._start(f"supervisor-{len(self._members)}", [sys.executable, "-c", program])
 

@@ -59,8 +59,16 @@ class Supervisor:
     `command` comes from `worker_command`. Children read their settings from the environment, as the caller did.
     """
 
-    def __init__(self, settings: Settings, devices: Sequence[str], command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        devices: Sequence[str],
+        command: Sequence[str],
+        healthy_seconds: float = _HEALTHY_SECONDS,
+    ) -> None:
+        """Whoever has lived for `healthy_seconds` is started again without a pause."""
         self._settings = settings
+        self._healthy_seconds = healthy_seconds
         self._devices = tuple(devices)
         self._command = tuple(command)
         self._broker = SupervisorBroker(settings)
@@ -130,7 +138,7 @@ class Supervisor:
                 _log.error("gave up: what the worker said above will not change by itself", device=device)
                 return
             lived = time.monotonic() - child.started
-            failures = 1 if lived > _HEALTHY_SECONDS else failures + 1
+            failures = 1 if lived > self._healthy_seconds else failures + 1
             pause = pause_before_restart(failures)
             _log.warning("worker ended", worker=child.name, device=device, status=_told(status), restart_in=pause)
             self._stopping.wait(pause)
