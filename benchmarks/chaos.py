@@ -102,10 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="darkroom-chaos-") as folder:
         calm, chaos = asyncio.run(measure(plan, Path(folder), options.patience))
     figures = as_figures(plan, calm, chaos)
-    result = {"conditions": conditions(threads=1, **asdict(plan)), "figures": figures}
-    publish(NAME, result, table(("chaos", ""), list(figures.items())), options.out)
+    text = table(("chaos", ""), list(figures.items()))
     if broken := broken_promises(calm, chaos):
-        sys.exit("\n".join(broken))
+        sys.exit("\n".join([text, *broken]))
+    publish(NAME, {"conditions": conditions(threads=1, **asdict(plan)), "figures": figures}, text, options.out)
     print("0 lost, 0 doubled")
 
 

@@ -1,0 +1,122 @@
+"""The whole service over HTTP beside its engine in this process, and how soon a killed worker's job goes on.
+
+`make bench-http`. 128x128, 20 guided steps, the model on two threads; the rounds are interleaved, figures are medians.
+Saturation: so many pictures at once, each a job of its own, from the first POST until the last one is stored; for the
+engine until the last one is decoded. Latency: one picture on an idle service.
+"""
+
+import argparse
+import asyncio
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import torch
+
+from benchmarks.latency import GUIDANCE, MODEL, PROMPT, SIDE, STEPS, THREADS, WEIGHTS
+from benchmarks.recovery import recovery_seconds
+from benchmarks.report import FOLDER, conditions, interleaved, medians, publish, table
+from cli.stack import Stack, StackConfig
+from contract.settings import Settings
+from models.latent_diffusion import LatentDiffusion
+from models.tasks import PictureRequest
+from worker.engine.engine import Engine
+from worker.engine.events import RowFinished
+from worker.main import buckets
+
+NAME: Final = "bench-http"
+_WAIT_SECONDS: Final = 60
+
+Draw = Callable[[int], object]
+"""Makes pictures; the seed is that of the round."""
+
+
+def by_engine(folder: Path, pictures: int) -> Draw:
+    """As a worker with the default settings does it, without network, encoding and store."""
+    slots = Settings().worker_slots
+    engine = Engine({folder.name: LatentDiffusion.load(folder)}, buckets=buckets(slots), capacity=2 * slots)
+
+    def draw(seed: int) -> int:
+        waiting = [
+            PictureRequest("txt2img", PROMPT, SIDE, SIDE, seed=1000 * seed + i, steps=STEPS, guidance_scale=GUIDANCE)
+            for i in range(pictures)
+        ]
+        finished = 0
+        while finished < pictures:
+            while waiting and engine.free_slots > 0:
+                engine.submit(f"row-{len(waiting)}", folder.name, waiting.pop())
+            finished += sum(isinstance(event, RowFinished) for event in engine.tick())
+        return finished
+
+    return draw
+
+
+def by_service(url: str, pictures: int) -> Draw:
+    async def post(client: httpx.AsyncClient, seed: int) -> None:
+        fields = {"model": MODEL, "prompt": PROMPT, "steps": STEPS, "guidance_scale": GUIDANCE, "seed": seed}
+        answer = await client.post("/v1/txt2img", json=fields, headers={"Prefer": f"wait={_WAIT_SECONDS}"})
+        if answer.status_code != 200:
+            raise RuntimeError(f"no picture within {_WAIT_SECONDS} s: {answer.status_code} {answer.text}")
+
+    async def draw_all(seed: int) -> None:
+        limits = httpx.Limits(max_connections=pictures)
+        async with httpx.AsyncClient(base_url=url, timeout=2 * _WAIT_SECONDS, limits=limits) as client:
+            await asyncio.gather(*(post(client, 1000 * seed + i) for i in range(pictures)))
+
+    return lambda seed: asyncio.run(draw_all(seed))
+
+
+def measure(rounds: int, pictures: int, kills: int) -> dict[str, Any]:
+    torch.set_num_threads(THREADS)
+    folder = WEIGHTS / MODEL
+    settings = {"DARKROOM_WORKER_THREADS": str(THREADS)}
+    with tempfile.TemporaryDirectory(prefix="darkroom-") as data:
+        with Stack(StackConfig(Path(data) / "stack", WEIGHTS, (MODEL,), settings=settings)) as stack:
+            seconds = {
+                "saturation": interleaved(
+                    {"service": by_service(stack.url, pictures), "engine": by_engine(folder, pictures)}, rounds
+                ),
+                "latency": interleaved({"service": by_service(stack.url, 1), "engine": by_engine(folder, 1)}, rounds),
+            }
+        recovery = asyncio.run(recovery_seconds(Path(data), kills))
+    return {
+        "conditions": conditions(model=MODEL, steps=STEPS, threads=THREADS, rounds=rounds, pictures=pictures),
+        "seconds": seconds,
+        "recovery": recovery,
+    }
+
+
+def as_table(figures: dict[str, Any]) -> str:
+    pictures = figures["conditions"]["pictures"]
+    full, alone = (medians(figures["seconds"][which]) for which in ("saturation", "latency"))
+    rows = [
+        (f"pictures per second, {pictures} at once", *(pictures / full[way] for way in ("service", "engine")),
+         f"{100 * (full['engine'] / full['service'] - 1):+.1f} %"),
+        ("seconds, one picture", alone["service"], alone["engine"],
+         f"{1000 * (alone['service'] - alone['engine']):+.0f} ms"),
+    ]  # fmt: skip
+    speed = table(("", "service over HTTP", "engine in process", "difference"), rows)
+    middle = medians(figures["recovery"])
+    worst = {name: max(values) for name, values in figures["recovery"].items()}
+    killed = table(
+        ("after kill -9 of a worker, until its job", "seconds (median)", "longest"),
+        [(name, middle[name], worst[name]) for name in middle],
+    )
+    return f"{speed}\n\n{killed}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog=NAME, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--pictures", type=int, default=24, help="at once, for saturation")
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets results/ and RESULTS.md")
+    options = parser.parse_args(arguments)
+    figures = measure(options.rounds, options.pictures, options.kills)
+    publish(NAME, figures, as_table(figures), options.out)
+
+
+if __name__ == "__main__":
+    main()
