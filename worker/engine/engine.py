@@ -66,7 +66,7 @@ class Engine:
 
     def __init__(
         self,
-        models: Mapping[str, LatentDiffusion],
+        models: Mapping[str, LatentDiffusion | ResidentModel],
         *,
         buckets: Sequence[int] | Buckets = (1, 2, 4, 8),
         batching: Literal["exact", "fast"] = "fast",
@@ -78,7 +78,9 @@ class Engine:
         fixed = None if callable(buckets) else tuple(sorted(buckets))
         if (fixed is not None and (not fixed or fixed[0] < 1)) or capacity < 1:
             raise ValueError(f"buckets={fixed} and capacity={capacity}: expected numbers of at least 1")
-        self._residents = {name: ResidentModel(model) for name, model in models.items()}
+        self._residents = {
+            name: model if isinstance(model, ResidentModel) else ResidentModel(model) for name, model in models.items()
+        }
         self._buckets: Buckets = buckets if callable(buckets) else lambda _: fixed or ()
         self._exact = batching == "exact"
         self._ceiling = Ceiling(capacity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 
 import torch
@@ -27,7 +28,8 @@ class ResidentModel:
         self.time_table = model.unet.embed_time(timesteps)
         self.clean_table = clean_coefficients(model.schedule).to(model.device)
         self.preview = LatentPreview.fit(model)
-        self.parameters = sum(parameter.numel() for parameter in model.unet.parameters())
+        weights = itertools.chain(model.unet.parameters(), model.unet.buffers())  # buffers hold those that are packed
+        self.parameters = sum(weight.numel() for weight in weights)
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
         self._blanks: OrderedDict[tuple[int, int], Posterior] = OrderedDict()
 

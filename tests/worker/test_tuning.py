@@ -1,0 +1,103 @@
+"""A tuned model is the plain one within rounding, whatever it is tuned to."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.latent_diffusion import LatentDiffusion
+from models.tasks import PictureRequest
+from tests.tiny_models import BASE, UPSCALER
+from worker.engine.resident import ResidentModel
+from worker.engine.tuning import Tuning, candidates, default_tuning, tune
+
+Models = Mapping[str, LatentDiffusion]
+CPU = torch.device("cpu")
+FP32 = candidates(CPU, "float32")
+BF16 = candidates(CPU, "bfloat16")
+SIZES = [(8, 8), (5, 7)]
+"""The tiny models' own, for which weights are packed, and one that is odd at every level."""
+
+
+def largest(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one.float() - other.float()).abs().max().item()
+
+
+def inputs(model: LatentDiffusion, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    """x, t, context of 2 x 3 rows, labels."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3, model.unet.config.in_channels, *size, generator=generator)
+    context = torch.randn(6, 11, model.unet.config.cross_attention_dim, generator=generator)
+    return x, torch.tensor([1, 400, 999]), context, torch.tensor([0, 20, 349])
+
+
+def outputs(model: LatentDiffusion, size: tuple[int, int], rows: int = 3) -> torch.Tensor:
+    x, t, context, labels = inputs(model, size)
+    emb = model.unet.embed(t[:rows], None if model.unet.class_embedding is None else labels[:rows])
+    context = torch.cat([context[:rows], context[3 : 3 + rows]])
+    with torch.inference_mode():
+        return model.unet.denoise(x[:rows].to(emb.dtype), emb, model.unet.project_context(context.to(emb.dtype)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("tuning", FP32, ids=str)
+@pytest.mark.parametrize("name", [BASE, UPSCALER])
+def test_fp32_is_equal_within_1e_5(models: Models, name: str, tuning: Tuning, size: tuple[int, int]) -> None:
+    tuned = tune(models[name], tuning)
+    for rows in (1, 3):
+        assert largest(outputs(tuned, size, rows), outputs(models[name], size, rows)) < 1e-5
+    latents = inputs(models[name], size)[0][:1, :4]
+    assert largest(tuned.decode_latents(latents), models[name].decode_latents(latents)) < 1e-5
+    pixels = torch.rand(1, 3, 32, 48) * 2 - 1
+    for one, other in zip(tuned.posterior(pixels), models[name].posterior(pixels), strict=True):
+        assert largest(one, other) < 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("tuning", BF16, ids=str)
+@pytest.mark.parametrize("name", [BASE, UPSCALER])
+def test_bf16_is_near(models: Models, name: str, tuning: Tuning, size: tuple[int, int]) -> None:
+    """8 bits of mantissa through some 60 layers: within a few percent of the outputs, which are of the order of 1."""
+    tuned = tune(models[name], tuning)
+    expected = outputs(models[name], size)
+    found = outputs(tuned, size)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() / expected.norm() < 0.05
+    latents = inputs(models[name], size)[0][:1, :4]
+    pixels, plain = tuned.decode_latents(latents), models[name].decode_latents(latents)
+    assert (pixels.float() - plain).norm() / plain.norm() < 0.05
+
+
+def test_the_original_stays_as_it_was(models: Models) -> None:
+    before = outputs(models[BASE], (8, 8))
+    tune(models[BASE], Tuning("bfloat16"))
+    assert torch.equal(outputs(models[BASE], (8, 8)), before)
+
+
+def test_time_projections_are_made_once_per_timestep(models: Models) -> None:
+    """With class labels, which go in before a non-linearity, the table stays that of the embedding."""
+    widths = {name: ResidentModel(tune(models[name], default_tuning(CPU))).time_table.shape for name in models}
+    projected = sum(
+        layer.out_features for name, layer in models[BASE].unet.named_modules() if name.endswith("time_emb_proj")
+    )
+    assert widths == {BASE: (1000, projected), UPSCALER: (1000, models[UPSCALER].unet.config.time_embed_dim)}
+    assert ResidentModel(tune(models[BASE], Tuning())).parameters > 0
+
+
+def test_pictures_are_the_plain_ones(models: Models) -> None:
+    request = PictureRequest("txt2img", "a cat", 64, 64, seed=1, steps=4, guidance_scale=3.0)
+    plain, tuned = (np.asarray(one.render(request), dtype=int) for one in (models[BASE], tune(models[BASE], FP32[0])))
+    assert np.abs(plain - tuned).max() <= 1
+    small = Image.new("RGB", (8, 8), (90, 10, 200))
+    upscale = PictureRequest("upscale", "", 32, 32, seed=1, steps=3, guidance_scale=1.0, image=small, noise_level=20)
+    plain, tuned = (np.asarray(one.render(upscale), int) for one in (models[UPSCALER], tune(models[UPSCALER], FP32[0])))
+    assert np.abs(plain - tuned).max() <= 1
+
+
+def test_unknown_tunings_are_refused() -> None:
+    assert Tuning.from_json(Tuning("bfloat16", packed=True).to_json()) == Tuning("bfloat16", packed=True)
+    for data in ({"dtype": "float16"}, {"attention": "flash"}, {"speed": 1}):
+        with pytest.raises(ValueError, match=r"expected dtype float32 or bfloat16|no tuning"):
+            Tuning.from_json(data)

@@ -1,0 +1,141 @@
+"""Layers as inference wants them: weights packed once for oneDNN where that is faster, residuals added by the kernel.
+
+Feature maps lie channels-last in memory, so that [N, C, H, W] and tokens [N, HW, C] are views of one another.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_PACKING = ("_linear_pointwise", "_convolution_pointwise", "_reorder_linear_weight", "_reorder_convolution_weight")
+
+
+def can_pack() -> bool:
+    """Whether this build of torch has the oneDNN operators that `torch.compile` uses on CPUs."""
+    return torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
+        hasattr(torch.ops.mkldnn, name) for name in _PACKING
+    )
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x [N, C, H, W] itself, if its memory is in that order."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, HW, C]; a view of channels-last memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def to_map(tokens: Tensor, size: torch.Size) -> Tensor:
+    """[N, HW, C] -> [N, C, *size], a view, channels-last."""
+    return tokens.view(tokens.shape[0], *size, -1).permute(0, 3, 1, 2)
+
+
+class TunedLinear(nn.Module):
+    """`forward` as nn.Linear's; `add` and `times` put a residual or a factor of the output's shape on top."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.weight: Tensor
+        self.bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = F.linear(x, self.weight, self.bias)
+        return out
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = self(x)
+        return out.add_(residual)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        return F.gelu(self(x))
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        return factor.mul_(self(x))
+
+
+class PackedLinear(TunedLinear):
+    """oneDNN keeps the weights in its own order; x is made contiguous by the operator."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
+        return out
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+        return out
+
+    def gelu(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "gelu", [], "none")
+        return out
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.weight, self.bias, "mul")
+        return out
+
+
+class TunedConv(nn.Module):
+    """`forward` as nn.Conv2d's; `add` puts a residual of the output's shape on top."""
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.stride = list(conv.stride)
+        self.padding = [int(side) for side in conv.padding]
+        self.register_buffer("weight", conv.weight.detach().to(dtype, memory_format=torch.channels_last))
+        self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().to(dtype))
+        self.weight: Tensor
+        self.bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = F.conv2d(channels_last(x), self.weight, self.bias, self.stride, self.padding)
+        return out
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = self(x)
+        return out.add_(residual)
+
+
+class PackedConv(TunedConv):
+    """oneDNN's best order of the weights depends on the size of the feature map, not on the batch: `pack_next` keeps
+    one for the size of the next call. Other sizes take the weights as they are, somewhat slower."""
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__(conv, dtype)
+        self.pack_next = False
+        self._size: torch.Size | None = None
+        self._packed = self.weight
+
+    def _weight(self, x: Tensor) -> Tensor:
+        if self.pack_next:
+            pack = torch.ops.mkldnn._reorder_convolution_weight
+            self._packed = pack(self.weight, self.padding, self.stride, [1, 1], 1, list(x.shape))
+            self._size, self.pack_next = x.shape[2:], False
+        return self._packed if x.shape[2:] == self._size else self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise.default(
+            channels_last(x), self._weight(x), self.bias, self.padding, self.stride, [1, 1], 1, "none", [], ""
+        )
+        return out
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+            channels_last(x), residual, self._weight(x), self.bias, self.padding, self.stride, [1, 1], 1, "add", 1.0,
+            None, [], None
+        )  # fmt: skip
+        return out
+
+
+def pack_at_next_call(module: nn.Module) -> None:
+    """Every `PackedConv` below packs its weights for what it is called with next."""
+    for one in module.modules():
+        if isinstance(one, PackedConv):
+            one.pack_next = True

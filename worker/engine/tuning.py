@@ -1,0 +1,184 @@
+"""A loaded model in its fast form for inference: same interface, same weights, same pictures within rounding.
+
+The original stays as it is; what the two share is shared.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import AttendFn, KeyValue, SpatialTransformer, fused_attention, plain_attention
+from models.autoencoder import Autoencoder, PixelAttention
+from models.latent_diffusion import LatentDiffusion
+from models.layers import ResnetBlock, expand_rows, timestep_embedding
+from models.unet import UNet
+from worker.engine.tuned_blocks import TunedPixelAttention, TunedResnetBlock, TunedTransformer
+from worker.engine.tuned_layers import PackedConv, PackedLinear, TunedConv, TunedLinear, can_pack, pack_at_next_call
+
+Dtype = Literal["float32", "bfloat16"]
+_ATTENTION: dict[str, AttendFn] = {"fused": fused_attention, "plain": plain_attention}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """`dtype` of weights and activations; latents, guidance and sampler stay in fp32. `packed`: oneDNN's own order of
+    weights. `attention`: the fused kernel, or two matrix products and a softmax."""
+
+    dtype: Dtype = "float32"
+    packed: bool = False
+    attention: Literal["fused", "plain"] = "fused"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16") or self.attention not in _ATTENTION:
+            raise ValueError(f"{self}: expected dtype float32 or bfloat16, attention fused or plain")
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Raises ValueError for anything but the fields above."""
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ValueError(f"no tuning: {data}: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.float32 if self.dtype == "float32" else torch.bfloat16
+
+
+def default_tuning(device: torch.device, dtype: Dtype = "float32") -> Tuning:
+    """Fast and safe where nothing was measured."""
+    return Tuning(dtype, packed=device.type == "cpu" and can_pack())
+
+
+def candidates(device: torch.device, dtype: Dtype) -> list[Tuning]:
+    """What is worth measuring."""
+    packings = [True, False] if device.type == "cpu" and can_pack() else [False]
+    attentions: list[Literal["fused", "plain"]] = ["fused", "plain"] if device.type == "cpu" else ["fused"]
+    return [Tuning(dtype, packed, attention) for packed, attention in itertools.product(packings, attentions)]
+
+
+@torch.no_grad()
+def tune(model: LatentDiffusion, tuning: Tuning) -> LatentDiffusion:
+    """The text encoder, which runs once per text, stays as it is."""
+    autoencoder = Workshop(tuning).tree(model.autoencoder)
+    assert isinstance(autoencoder, Autoencoder)
+    unet = TunedUNet(model.unet, Workshop(tuning))
+    tuned = LatentDiffusion(unet, autoencoder, model.text_encoder, model.schedule, model.low_res_schedule).eval()
+    if tuning.packed:
+        _pack(tuned)
+    return tuned
+
+
+def _pack(model: LatentDiffusion) -> None:
+    """For the model's usual size, at every start the same: other sizes must not depend on what came before them."""
+    side = model.unet.config.sample_size
+    latents = torch.zeros(1, model.autoencoder.config.latent_channels, side, side)
+    pack_at_next_call(model.unet)
+    emb = model.unet.embed_time(torch.zeros(1, dtype=torch.long))
+    context = model.text_encoder.encode("").to(emb.dtype)
+    x = torch.zeros(1, model.unet.config.in_channels, side, side, dtype=emb.dtype)
+    model.unet.denoise(x, emb, model.unet.project_context(context))
+    pack_at_next_call(model.autoencoder.decoder)
+    model.decode_latents(latents)
+
+
+class TunedUNet(UNet):
+    """Without class labels the time embedding is projected for all blocks in `embed_time`, hence once per timestep for
+    good; with them, which are added before a non-linearity, in one product per step."""
+
+    def __init__(self, unet: UNet, workshop: Workshop) -> None:
+        nn.Module.__init__(self)
+        self.config = unet.config
+        for name, child in workshop.tree(unet).named_children():
+            self.add_module(name, child)
+        self.time_embedding = unet.time_embedding
+        if unet.class_embedding is None:
+            self.class_embedding = None
+        self._projections = workshop.projections
+        self._dtype = workshop.dtype
+        self._project_step = None if self.class_embedding is None else workshop.linear(*workshop.projections)
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        weight = torch.cat([one.weight for one in self._projections])
+        emb: Tensor = self.time_embedding(timestep_embedding(t, self.config.block_out_channels[0]).to(weight.dtype))
+        if self._project_step is None:
+            emb = F.linear(F.silu(emb), weight, torch.cat([one.bias for one in self._projections]))
+        return emb.to(self._dtype)
+
+    def project_context(self, context: Tensor) -> list[KeyValue]:
+        parts = (self.down_blocks, self.mid_block, self.up_blocks)
+        transformers = [one for part in parts for one in part.modules() if isinstance(one, TunedTransformer)]
+        return [attention.project(context) for one in transformers for attention in one.text_attentions]
+
+    def denoise(self, x: Tensor, emb: Tensor, kv: Sequence[KeyValue]) -> Tensor:
+        if self._project_step is not None:
+            # A single row would take another kernel than two, with other bits.
+            rows = expand_rows(emb, 2) if emb.shape[0] == 1 else emb
+            emb = self._project_step(F.silu(rows))[: emb.shape[0]]
+        return super().denoise(x, expand_rows(emb, kv[0][0].shape[0]), kv)
+
+
+class Workshop:
+    """Makes layers by a tuning; `projections` are the time projections met so far."""
+
+    def __init__(self, tuning: Tuning) -> None:
+        self.dtype = tuning.torch_dtype
+        self.attend = _ATTENTION[tuning.attention]
+        self.projections: list[nn.Linear] = []
+        self._packed = tuning.packed
+
+    def tree(self, module: nn.Module) -> nn.Module:
+        """A copy in which leaves and blocks with a faster form have it."""
+        match module:
+            case ResnetBlock():
+                return TunedResnetBlock(module, self)
+            case SpatialTransformer():
+                return TunedTransformer(module, self)
+            case PixelAttention():
+                return TunedPixelAttention(module, self)
+            case nn.Conv2d():
+                return self.conv(module)
+            case nn.GroupNorm() | nn.LayerNorm() | nn.Embedding():
+                return self.norm(module)
+        tree = copy.copy(module)
+        tree._modules = {name: None if one is None else self.tree(one) for name, one in module._modules.items()}
+        return tree
+
+    def linear(self, *linears: nn.Linear) -> TunedLinear:
+        weight = torch.cat([one.weight.detach() for one in linears])
+        biases = [one.bias.detach() for one in linears if one.bias is not None]
+        return self._linear(weight, torch.cat(biases) if biases else None)
+
+    def halves(self, linear: nn.Linear) -> tuple[TunedLinear, TunedLinear]:
+        (w1, w2), (b1, b2) = linear.weight.chunk(2), linear.bias.chunk(2)
+        return self._linear(w1, b1), self._linear(w2, b2)
+
+    def pointwise(self, module: nn.Module) -> TunedLinear:
+        assert isinstance(module, nn.Linear | nn.Conv2d)
+        return self._linear(module.weight.flatten(1), module.bias)
+
+    def conv(self, conv: nn.Conv2d) -> TunedConv:
+        return (PackedConv if self._packed else TunedConv)(conv, self.dtype)
+
+    def norm(self, module: nn.Module) -> nn.Module:
+        return copy.deepcopy(module).to(self.dtype)
+
+    def shift(self, projection: nn.Linear) -> slice:
+        before = sum(one.out_features for one in self.projections)
+        self.projections.append(projection)
+        return slice(before, before + projection.out_features)
+
+    def _linear(self, weight: Tensor, bias: Tensor | None) -> TunedLinear:
+        kind = PackedLinear if self._packed else TunedLinear
+        return kind(weight.detach().to(self.dtype), None if bias is None else bias.detach().to(self.dtype))
