@@ -24,7 +24,7 @@ from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
 from worker.engine.engine import Engine
 from worker.engine.events import RowFinished
-from worker.main import buckets
+from worker.build import buckets
 
 NAME: Final = "bench-http"
 _WAIT_SECONDS: Final = 60

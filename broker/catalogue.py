@@ -25,12 +25,14 @@ redis.call('SET', KEYS[2], ARGV[3], 'EX', math.ceil(tonumber(ARGV[2])))
 
 
 class LiveWorker(Document):
-    """One worker's latest heartbeat: models served, rows it can hold, jobs it holds now."""
+    """One worker's latest heartbeat: models served, rows it can hold, jobs it holds now. Workers of equal
+    `fingerprint` make equal pictures of equal requests."""
 
     name: str
     models: tuple[Name, ...]
     slots: int = Field(ge=0)
     running: int = Field(ge=0)
+    fingerprint: str = ""
 
 
 def publish_cards(connection: Redis, cards: Sequence[ModelCard]) -> None:
@@ -39,12 +41,9 @@ def publish_cards(connection: Redis, cards: Sequence[ModelCard]) -> None:
         connection.hset(keys.cards(), mapping={card.name: card.model_dump_json() for card in cards})
 
 
-def beat(
-    connection: Redis, name: str, cards: Sequence[ModelCard], slots: int, running: int, lease_seconds: float
-) -> None:
-    worker = LiveWorker(name=name, models=tuple(card.name for card in cards), slots=slots, running=running)
-    arguments = [name, str(lease_seconds), worker.model_dump_json()]
-    connection.eval(_BEAT, 2, keys.workers(), keys.worker(name), *arguments)
+def beat(connection: Redis, worker: LiveWorker, lease_seconds: float) -> None:
+    arguments = [worker.name, str(lease_seconds), worker.model_dump_json()]
+    connection.eval(_BEAT, 2, keys.workers(), keys.worker(worker.name), *arguments)
 
 
 def remove_worker(connection: Redis, name: str) -> None:

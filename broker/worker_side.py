@@ -70,13 +70,22 @@ def worker_name() -> str:
 
 
 class WorkerBroker:
-    """Takes jobs of the given models and reports on them. `slots` (pictures at once) only informs the catalogue."""
+    """Takes jobs of the given models and reports on them. `slots` (pictures at once) and `fingerprint` (what the
+    pictures' bits depend on) only inform the catalogue."""
 
-    def __init__(self, settings: Settings, cards: Sequence[ModelCard], slots: int, name: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cards: Sequence[ModelCard],
+        slots: int,
+        name: str | None = None,
+        fingerprint: str = "",
+    ) -> None:
         self.name = name or worker_name()
         self._settings = settings
         self._cards = tuple(cards)
         self._slots = slots
+        self._fingerprint = fingerprint
         self._redis = connect(settings.redis_url)
         queues = [[keys.queue_name(card.name, priority) for card in cards] for priority in Priority]
         self._rq_redis = connect(settings.redis_url)
@@ -240,7 +249,14 @@ class WorkerBroker:
         self._steps.pop(execution_id, None)
 
     def _beat(self, running: int) -> None:
-        catalogue.beat(self._redis, self.name, self._cards, self._slots, running, self._settings.lease_seconds)
+        worker = catalogue.LiveWorker(
+            name=self.name,
+            models=tuple(card.name for card in self._cards),
+            slots=self._slots,
+            running=running,
+            fingerprint=self._fingerprint,
+        )
+        catalogue.beat(self._redis, worker, self._settings.lease_seconds)
         if self._registration is None:
             return
         if not self._registration.known:

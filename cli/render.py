@@ -69,9 +69,9 @@ def complete(given: dict[str, Any], card: "ModelCard") -> JobSpec:
 
 def _make(served: "ServedModel", spec: JobSpec, requests: list[Any]) -> list[bytes]:
     """The pictures' files, in order. Raises `OSError` naming what failed."""
+    from worker.build import buckets
     from worker.engine.engine import Engine
     from worker.engine.events import RowFailed, RowFinished, RowProgress
-    from worker.main import buckets
     from worker.outputs import encode
 
     engine = Engine({spec.model: served.model}, buckets=buckets(len(requests)), capacity=len(requests))

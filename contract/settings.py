@@ -1,6 +1,6 @@
 """Every setting, read from the environment (prefix DARKROOM_) by whoever starts a process, and passed on from there."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -73,6 +73,12 @@ class Settings(BaseSettings):
     )
     resume_seconds: float = Field(
         default=3.0, gt=0, description="how often the state of half-done pictures is saved, to go on from after a crash"
+    )
+    batching: Literal["exact", "fast"] = Field(
+        default="exact", description="exact: a seed gives the same picture in any company; fast: what is fastest"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="numbers that models compute with; auto: as calibrated for model and device"
     )
     worker_slots: int = Field(default=8, ge=1, le=256, description="pictures that share one forward pass at most")
     worker_threads: int | None = Field(

@@ -198,6 +198,7 @@ class JobResult(Document):
     pictures: tuple[PictureResult, ...]
     timings: Timings = Timings()
     warnings: tuple[JobWarning, ...] = ()
+    fingerprint: str = Field(default="", description="names all that the pictures' bits depend on beside the request")
 
     def to_json(self) -> str:
         return self.model_dump_json()

@@ -70,7 +70,7 @@ class BatchWorker:
         name: str | None = None,
     ) -> None:
         cards = [one.card for one in served.values()]
-        self.broker = WorkerBroker(settings, cards, slots=engine.free_slots, name=name)
+        self.broker = WorkerBroker(settings, cards, slots=engine.free_slots, name=name, fingerprint=engine.fingerprint)
         self._settings = settings
         self._served = served
         self._engine = engine
@@ -248,7 +248,7 @@ class BatchWorker:
 
     def _succeed(self, job: RunningJob) -> None:
         self._forget(job)
-        result = job.result()
+        result = job.result(self._engine.fingerprint)
         self._metrics.succeeded(job.taken.spec, result.timings)
         self._link.succeed(job.taken, result)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from contract.settings import Settings
 from models.weights_io.tensors import WeightsError
+from worker.engine.calibration import CalibrationError
+from worker.engine.numerics import NumericsError
 from worker.main import DeviceError, ModelFolderError, main
 from worker.supervisor import CONFIGURATION_ERROR
 
@@ -29,7 +31,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     threading.Thread(target=_end_with_supervisor, args=(stop_seconds,), name="lifeline", daemon=True).start()
     try:
         main(settings, options.models.split(","), options.model_dir, device=options.device, name=options.name)
-    except (DeviceError, ModelFolderError, WeightsError) as error:
+    except (CalibrationError, DeviceError, ModelFolderError, NumericsError, WeightsError) as error:
         print(error, file=sys.stderr)
         return CONFIGURATION_ERROR
     return 0

@@ -55,7 +55,8 @@ class RunningJob:
         self._store.append(store)
         return len(self._pictures) == self.taken.spec.n
 
-    def result(self) -> JobResult:
+    def result(self, fingerprint: str) -> JobResult:
+        """`fingerprint` is the engine's."""
         timings = Timings(
             queued=self.taken.queued_seconds,
             denoise=_from_first_to_last(self._denoise),
@@ -63,7 +64,7 @@ class RunningJob:
             store=_from_first_to_last(self._store),
         )
         pictures = tuple(self._pictures[index] for index in sorted(self._pictures))
-        return JobResult(pictures=pictures, timings=timings, warnings=self.warnings)
+        return JobResult(pictures=pictures, timings=timings, warnings=self.warnings, fingerprint=fingerprint)
 
 
 def _from_first_to_last(spans: Iterable[Span]) -> float:

@@ -1,6 +1,5 @@
 """A worker process: load the models, warm up, take jobs until told to stop."""
 
-import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,8 @@ from contract.spec import Task
 from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
 from worker.batch_worker import BatchWorker, ServedModel
+from worker.build import build
+from worker.engine import numerics
 from worker.engine.engine import Engine
 from worker.engine.events import RowFailed
 from worker.log import configure_log
@@ -41,23 +42,23 @@ def main(
     settings: Settings, models: Sequence[str], model_dir: Path, device: str = "cpu", name: str | None = None
 ) -> None:
     """Serves `models`, each a folder in `model_dir`, until SIGTERM or SIGINT. Raises `ModelFolderError`, or
-    `models.weights_io.tensors.WeightsError` for broken weights.
+    `models.weights_io.tensors.WeightsError` for broken weights; `NumericsError` where `batching=exact` cannot be kept.
 
     `name` is the worker's in Redis, new at every start; None makes one. `device` as torch names it.
     """
     configure_log()
-    threads = pin_threads(settings.worker_threads)
+    threads = numerics.pin(settings.worker_threads)
     begun, chosen = time.monotonic(), select(device)
-    served = {model: load(model_dir / model) for model in models}
-    for one in served.values():
-        one.model.to(chosen)
-    engine = Engine(
-        {model: one.model for model, one in served.items()},
-        buckets=buckets(settings.worker_slots),
-        capacity=2 * settings.worker_slots,
-    )
+    engine, served = build(settings, {model: load(model_dir / model) for model in models}, model_dir, chosen)
     warm_up(engine, served)
-    _log.info("models loaded", models=list(models), threads=threads, seconds=round(time.monotonic() - begun, 2))
+    _log.info(
+        "models loaded",
+        models=list(models),
+        threads=threads,
+        batching=settings.batching,
+        fingerprint=engine.fingerprint,
+        seconds=round(time.monotonic() - begun, 2),
+    )
     metrics = WorkerMetrics()
     if settings.worker_metrics_port is not None:
         port = metrics.serve(settings.host, settings.worker_metrics_port)
@@ -95,19 +96,6 @@ def load(folder: Path) -> ServedModel:
     if unable:
         raise ModelFolderError(f"{path} promises {', '.join(sorted(unable))}, which these weights cannot do")
     return ServedModel(card, model)
-
-
-def buckets(slots: int) -> tuple[int, ...]:
-    """Batch sizes of a forward pass: powers of two, and the number of slots itself."""
-    return (*(2**power for power in range(slots.bit_length()) if 2**power < slots), slots)
-
-
-def pin_threads(wanted: int | None) -> int:
-    """A power of two: with other numbers some kernels split a batch differently from row to row."""
-    available = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
-    threads = 1 << ((wanted or available).bit_length() - 1)
-    torch.set_num_threads(threads)
-    return threads
 
 
 def warm_up(engine: Engine, served: Mapping[str, ServedModel]) -> None:

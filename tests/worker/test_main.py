@@ -4,26 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from contract.spec import Task
 from tests.tiny_models import BASE, UPSCALER, base_card
 from worker.engine.engine import Engine
-from worker.main import ModelFolderError, buckets, load, pin_threads, warm_up
-
-
-def test_buckets_are_powers_of_two_up_to_the_slots() -> None:
-    assert {slots: buckets(slots) for slots in (1, 2, 6, 8)} == {1: (1,), 2: (1, 2), 6: (1, 2, 4, 6), 8: (1, 2, 4, 8)}
-
-
-def test_threads_are_a_power_of_two() -> None:
-    before = torch.get_num_threads()
-    try:
-        assert [pin_threads(wanted) for wanted in (1, 2, 3)] == [1, 2, 2]
-        assert torch.get_num_threads() == 2
-        assert pin_threads(None) <= 2
-    finally:
-        torch.set_num_threads(before)
+from worker.main import ModelFolderError, load, warm_up
 
 
 def test_loaded_models_warm_up(model_dir: Path) -> None:

@@ -92,6 +92,10 @@ class Engine:
         self._pictures: dict[str, _Picture] = {}
 
     @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @property
     def idle(self) -> bool:
         return not self._pictures
 

@@ -25,6 +25,7 @@ from worker.engine.scheduler import LaneKey
 _CUBLAS_WORKSPACE = ":4096:8"
 _ENVIRONMENT = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "OMP_DYNAMIC")
 _SEED = 20220413
+_SMALL = 32  # sides of latents up to which all rows count alike
 
 _log = logging.getLogger(__name__)
 
@@ -221,7 +222,7 @@ class ExactPlan:
         return self._plans[key]
 
     def usual_bucket(self, key: LaneKey) -> int:
-        """As calibrated; else as many rows as have the pixels of a full batch of usual pictures. A power of two."""
-        native = self._residents[key.model].model.unet.config.sample_size ** 2
+        """As calibrated; else as many rows as have the pixels of a full batch of usual ones. A power of two."""
+        native = max(self._residents[key.model].model.unet.config.sample_size, _SMALL) ** 2
         most = self._calibrated(key) or self._slots * native // max(key.height * key.width, native)
         return powers_of_two(max(1, min(most, self._slots)))[-1]

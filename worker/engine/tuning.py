@@ -69,28 +69,31 @@ def candidates(device: torch.device, dtype: Dtype) -> list[Tuning]:
 
 
 @torch.no_grad()
-def tune(model: LatentDiffusion, tuning: Tuning) -> LatentDiffusion:
-    """The text encoder, which runs once per text, stays as it is."""
+def tune(model: LatentDiffusion, tuning: Tuning, size: tuple[int, int] | None = None) -> LatentDiffusion:
+    """`size`, (height, width) of latents, is the one to be fastest at; that of the training where it is not given.
+
+    The text encoder, which runs once per text, stays as it is.
+    """
     autoencoder = Workshop(tuning).tree(model.autoencoder)
     assert isinstance(autoencoder, Autoencoder)
     unet = TunedUNet(model.unet, Workshop(tuning))
     tuned = LatentDiffusion(unet, autoencoder, model.text_encoder, model.schedule, model.low_res_schedule).eval()
     if tuning.packed:
-        _pack(tuned)
+        side = model.unet.config.sample_size
+        _pack(tuned, *(size or (side, side)))
     return tuned
 
 
-def _pack(model: LatentDiffusion) -> None:
-    """For the model's usual size, at every start the same: other sizes must not depend on what came before them."""
-    side = model.unet.config.sample_size
-    latents = torch.zeros(1, model.autoencoder.config.latent_channels, side, side)
+def _pack(model: LatentDiffusion, height: int, width: int) -> None:
+    """For one size, at every start the same: bits of other sizes must not depend on what came before them."""
+    latents = torch.zeros(1, model.autoencoder.config.latent_channels, height, width)
     pack_at_next_call(model.unet)
     emb = model.unet.embed_time(torch.zeros(1, dtype=torch.long))
     context = model.text_encoder.encode("").to(emb.dtype)
-    x = torch.zeros(1, model.unet.config.in_channels, side, side, dtype=emb.dtype)
+    x = torch.zeros(1, model.unet.config.in_channels, height, width, dtype=emb.dtype)
     model.unet.denoise(x, emb, model.unet.project_context(context))
     pack_at_next_call(model.autoencoder.decoder)
-    model.decode_latents(latents)
+    model.decoding(latents).step()
 
 
 class TunedUNet(UNet):

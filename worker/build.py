@@ -1,0 +1,93 @@
+"""From loaded models to the engine that serves them: tuned, probed and named, as the settings ask."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+
+from contract.card import ModelCard
+from contract.settings import Settings
+from contract.spec import Task
+from worker.batch_worker import ServedModel
+from worker.engine import numerics
+from worker.engine.calibration import Calibration
+from worker.engine.engine import Engine
+from worker.engine.resident import ResidentModel
+from worker.engine.scheduler import LaneKey
+from worker.engine.tuning import Dtype, Tuning, default_tuning, tune
+
+_NO_BUCKETS: Final[Mapping[str, int]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How a model is run. `buckets` by lane label, as measured; empty where nothing was."""
+
+    tuning: Tuning
+    buckets: Mapping[str, int]
+
+
+def build(
+    settings: Settings, loaded: Mapping[str, ServedModel], model_dir: Path, device: torch.device
+) -> tuple[Engine, dict[str, ServedModel]]:
+    """The engine, and the models in their tuned form, which replace those given.
+
+    Raises `CalibrationError` for an unreadable calibration, `numerics.NumericsError` where `batching=exact` cannot be
+    kept.
+    """
+    choices = {name: choose(Calibration.read(model_dir / name), device, settings.dtype) for name in loaded}
+    residents: dict[str, ResidentModel] = {}
+    served: dict[str, ServedModel] = {}
+    for name, one in loaded.items():
+        lane = usual_lane(one.card)
+        tuned = tune(one.model.to(device), choices[name].tuning, (lane.height, lane.width))
+        residents[name] = ResidentModel(tuned)
+        served[name] = dataclasses.replace(one, model=tuned)
+    plan = numerics.ExactPlan(residents, settings.worker_slots, lambda key: choices[key.model].buckets.get(key.label))
+    exact = settings.batching == "exact"
+    proven = {name: plan.prove(usual_lane(one.card)) for name, one in served.items()} if exact else {}
+    facts = {
+        name: {
+            "weights": one.card.digest or numerics.weights_digest(loaded[name].model),
+            "tuning": choices[name].tuning.to_json(),
+            "calibrated": dict(choices[name].buckets),
+            "buckets": proven.get(name),
+        }
+        for name, one in served.items()
+    }
+    engine = Engine(
+        residents,
+        buckets=plan if exact else buckets(settings.worker_slots),
+        batching=settings.batching,
+        capacity=2 * settings.worker_slots,
+        fingerprint=numerics.fingerprint(device, facts, batching=settings.batching, slots=settings.worker_slots),
+    )
+    return engine, served
+
+
+def choose(calibration: Calibration, device: torch.device, wanted: Literal["auto"] | Dtype) -> Choice:
+    """As measured on such a device."""
+    entry = calibration.devices.get(numerics.device_kind(device))
+    dtype: Dtype = "bfloat16" if device.type == "cuda" else "float32"
+    if wanted != "auto":
+        dtype = wanted
+    elif entry is not None:
+        dtype = entry.dtype
+    if entry is None or dtype not in entry.measured:
+        return Choice(default_tuning(device, dtype), _NO_BUCKETS)
+    return Choice(entry.measured[dtype].tuning, entry.measured[dtype].buckets)
+
+
+def usual_lane(card: ModelCard) -> LaneKey:
+    """Where a request that leaves all to the model ends up."""
+    task = card.tasks[0]
+    divisor = (card.upscale_factor or 1) if task is Task.UPSCALE else card.latent_downsample
+    height, width = -(-card.default_height // divisor), -(-card.default_width // divisor)
+    return LaneKey(card.name, height, width, guided=card.default_guidance[task] > 1.0)
+
+
+def buckets(slots: int) -> tuple[int, ...]:
+    """Batch sizes of a forward pass where bits do not count: powers of two, and the number of slots itself."""
+    return tuple(sorted({*numerics.powers_of_two(slots), slots}))
