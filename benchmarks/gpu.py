@@ -27,6 +27,9 @@ from models.unet import UNet
 from training.tokenizer import build_tokenizer
 from worker.engine.engine import Engine
 from worker.engine.events import RowFinished
+from worker.engine.numerics import pin
+from worker.engine.resident import ResidentModel
+from worker.engine.tuning import default_tuning, tune
 
 NAME: Final = "gpu"
 MODEL: Final = "random"
@@ -88,7 +91,7 @@ def request(scale: Scale, seed: int) -> PictureRequest:
     )
 
 
-def with_engine(model: LatentDiffusion, scale: Scale, rows: int) -> Callable[[int], object]:
+def with_engine(model: ResidentModel, scale: Scale, rows: int) -> Callable[[int], object]:
     """Makes `rows` pictures in one batch of that size."""
     engine = Engine({MODEL: model}, buckets=(rows,), batching="exact", capacity=rows)
 
@@ -144,7 +147,10 @@ def with_diffusers(model: LatentDiffusion, scale: Scale, rows: int) -> Callable[
 def measure(scale: Scale, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """Seconds of a batch by its size: engine and diffusers take turns."""
     model = random_model(scale, device, dtype)
-    ours = {f"engine {rows}": with_engine(model, scale, rows) for rows in scale.rows}
+    tuning = default_tuning(device, "float32" if dtype == torch.float32 else "bfloat16")
+    side = scale.side // scale.autoencoder.downsampling_factor
+    tuned = ResidentModel(tune(model, tuning, (side, side)))
+    ours = {f"engine {rows}": with_engine(tuned, scale, rows) for rows in scale.rows}
     theirs = {}
     if importlib.util.find_spec("diffusers"):
         theirs = {f"diffusers {rows}": with_diffusers(model, scale, rows) for rows in scale.rows}
@@ -176,6 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets results/ and RESULTS.md")
     options = parser.parse_args(arguments)
+    pin()
     cuda = torch.cuda.is_available()
     device, dtype = (torch.device("cuda"), torch.bfloat16) if cuda else (torch.device("cpu"), torch.float32)
     figures = measure(full() if cuda else small(), device, dtype, options.rounds)
