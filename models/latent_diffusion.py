@@ -105,11 +105,10 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents [1, z, h, w] -> pixels [1, 3, H, W], about [-1, 1]."""
+        """Scaled latents [1, z, h, w] -> pixels [1, 3, H, W] in fp32, about [-1, 1]."""
         weight = self.autoencoder.quant_conv.weight
-        return self.autoencoder.decode(
-            (latents / self.autoencoder.config.scaling_factor).to(weight.device, weight.dtype)
-        )
+        unscaled = latents / self.autoencoder.config.scaling_factor
+        return self.autoencoder.decode(unscaled.to(weight.device, weight.dtype)).float()
 
     def decoding(self, latents: Tensor) -> TiledDecoding:
         """`decode_latents` in pieces that bound memory and time, [1, 3, H, W] as well; one piece for usual sizes."""

@@ -8,15 +8,12 @@ from typing import Final
 
 import structlog
 import torch
-from PIL import Image
 from pydantic import ValidationError
 
 from broker.store import Store
 from contract.card import ModelCard
 from contract.settings import Settings
-from contract.spec import Task
 from models.latent_diffusion import LatentDiffusion
-from models.tasks import PictureRequest
 from worker.batch_worker import BatchWorker, ServedModel
 from worker.build import build
 from worker.engine import numerics
@@ -24,6 +21,7 @@ from worker.engine.engine import Engine
 from worker.engine.events import RowFailed
 from worker.log import configure_log
 from worker.measures import WorkerMetrics
+from worker.requests import usual_request
 
 CARD: Final = "card.json"
 
@@ -104,22 +102,7 @@ def warm_up(engine: Engine, served: Mapping[str, ServedModel]) -> None:
     Raises `ModelFolderError` when a model cannot make its picture.
     """
     for name, one in served.items():
-        card = one.card
-        task = card.tasks[0]
-        factor = card.upscale_factor or 1 if task is Task.UPSCALE else 1
-        size = (card.default_width // factor, card.default_height // factor)
-        request = PictureRequest(
-            task=task.value,
-            prompt="",
-            width=size[0] * factor,
-            height=size[1] * factor,
-            seed=0,
-            steps=1,
-            guidance_scale=card.default_guidance[task],
-            image=None if task is Task.TXT2IMG else Image.new("RGB", size),
-            mask=Image.new("L", size, 255) if task is Task.INPAINT else None,
-        )
-        engine.submit(name, name, request)
+        engine.submit(name, name, usual_request(one.card, steps=1))
     while not engine.idle:
         for event in engine.tick():
             if isinstance(event, RowFailed):

@@ -73,6 +73,27 @@ def picture_requests(spec: JobSpec, card: ModelCard, inputs: Mapping[str, Image.
     ]
 
 
+def usual_request(card: ModelCard, prompt: str = "", seed: int = 0, steps: int | None = None) -> PictureRequest:
+    """What a request that leaves all to the model asks for, in trials; of a plain gradient where it needs a picture."""
+    task = card.tasks[0]
+    factor = (card.upscale_factor or 1) if task is Task.UPSCALE else 1
+    size = (card.default_width // factor, card.default_height // factor)
+    gradient = Image.linear_gradient("L").resize(size)
+    return PictureRequest(
+        task=_TASKS[task],
+        prompt=prompt,
+        width=size[0] * factor,
+        height=size[1] * factor,
+        seed=seed,
+        steps=steps or card.default_steps[task],
+        guidance_scale=card.default_guidance[task],
+        strength=card.default_strength if task is Task.IMG2IMG else 1.0,
+        image=None if task is Task.TXT2IMG else gradient.convert("RGB"),
+        mask=Image.new("L", size, 255) if task is Task.INPAINT else None,
+        noise_level=card.default_noise_level or 0,
+    )
+
+
 def prompt_warnings(spec: JobSpec, card: ModelCard, text: TextEncoder) -> tuple[JobWarning, ...]:
     """Names the words that the model does not read, and those that it has never seen."""
     warnings = []

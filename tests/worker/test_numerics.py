@@ -76,9 +76,10 @@ def test_plans_hold_the_usual_bucket_and_only_its_equals(
 
     monkeypatch.setattr(numerics, "probe", groups)
     plan = ExactPlan({BASE: resident}, 8, lambda key: 2 if key.guided else None)
+    assert (plan.usual_bucket(KEY), ExactPlan({BASE: resident}, 1, lambda _: 2).usual_bucket(KEY)) == (2, 1)
     unguided = LaneKey(BASE, 8, 8, guided=False)
-    assert (plan(KEY), plan(unguided), plan(unguided)) == ((2,), (2, 4, 8), (2, 4, 8))
-    assert asked == [(1, 2), (1, 2, 4, 8)]
+    assert (plan(KEY), plan(unguided), plan(unguided)) == ((2, 4, 8), (2, 4, 8), (2, 4, 8))
+    assert asked == [(1, 2, 4, 8)] * 2
     sizes = {(64, 32): 4, (64, 64): 2, (4, 4): 8, (128, 128): 1, (33, 32): 4}
     assert {size: plan.usual_bucket(LaneKey(BASE, *size, guided=False)) for size in sizes} == sizes
 

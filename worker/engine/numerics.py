@@ -157,6 +157,11 @@ def probe(resident: ResidentModel, key: LaneKey, buckets: Sequence[int]) -> tupl
     return tuple(tuple(group) for group in groups)
 
 
+def scatter_at_random(resident: ResidentModel, bank: Bank, seed: int = _SEED) -> None:
+    """Fills all slots with random rows at random timesteps, for measurements."""
+    _Sample(bank, resident, torch.Generator().manual_seed(seed)).scatter(bank, ())
+
+
 class _Sample:
     """One row's tensors, drawn at random; around it rows that are drawn anew at every `scatter`."""
 
@@ -189,7 +194,8 @@ class _Sample:
 
 
 class ExactPlan:
-    """The buckets of every lane where bits count: the group of equal ones that holds the lane's usual bucket.
+    """The buckets of every lane where bits count: the group of equal ones that holds the lane's usual bucket, which a
+    single picture leaves for the smallest of them.
 
     A lane is probed when it is first asked for; the answer never changes afterwards. Where a lane fails the probe, its
     rows run alone, which is always exact.
@@ -217,12 +223,15 @@ class ExactPlan:
         """As calling it, but raises NumericsError where the lane fails the probe."""
         if key not in self._plans:
             usual = self.usual_bucket(key)
-            groups = probe(self._residents[key.model], key, powers_of_two(usual))
+            groups = probe(self._residents[key.model], key, powers_of_two(max(usual, self._by_area(key))))
             self._plans[key] = next(group for group in groups if usual in group)
         return self._plans[key]
 
     def usual_bucket(self, key: LaneKey) -> int:
-        """As calibrated; else as many rows as have the pixels of a full batch of usual ones. A power of two."""
+        """As calibrated, else by area. A power of two."""
+        return powers_of_two(min(self._calibrated(key) or self._by_area(key), self._slots))[-1]
+
+    def _by_area(self, key: LaneKey) -> int:
+        """As many rows as have the pixels of a full batch of usual ones."""
         native = max(self._residents[key.model].model.unet.config.sample_size, _SMALL) ** 2
-        most = self._calibrated(key) or self._slots * native // max(key.height * key.width, native)
-        return powers_of_two(max(1, min(most, self._slots)))[-1]
+        return max(1, self._slots * native // max(key.height * key.width, native))

@@ -34,6 +34,19 @@ def to_map(tokens: Tensor, size: torch.Size) -> Tensor:
     return tokens.view(tokens.shape[0], *size, -1).permute(0, 3, 1, 2)
 
 
+class TunedGroupNorm(nn.GroupNorm):
+    """Gives a row the same bits in every batch. On CPUs, torch splits the sums over a large channels-last map among
+    its threads unless there are whole rows for each of them: where there are not, some are repeated."""
+
+    SPLIT = 1024  # pixels from which on it does (`feature_map_threshold` in torch's group_norm_kernel.cpp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, missing = x.shape[0], -x.shape[0] % torch.get_num_threads()
+        if not missing or x.is_cuda or x.shape[-2] * x.shape[-1] < self.SPLIT:
+            return super().forward(x)
+        return super().forward(torch.cat([x, *[x[:1]] * missing]))[:rows]
+
+
 class TunedLinear(nn.Module):
     """`forward` as nn.Linear's; `add` and `times` put a residual or a factor of the output's shape on top."""
 

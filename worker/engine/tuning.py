@@ -21,7 +21,15 @@ from models.latent_diffusion import LatentDiffusion
 from models.layers import ResnetBlock, expand_rows, timestep_embedding
 from models.unet import UNet
 from worker.engine.tuned_blocks import TunedPixelAttention, TunedResnetBlock, TunedTransformer
-from worker.engine.tuned_layers import PackedConv, PackedLinear, TunedConv, TunedLinear, can_pack, pack_at_next_call
+from worker.engine.tuned_layers import (
+    PackedConv,
+    PackedLinear,
+    TunedConv,
+    TunedGroupNorm,
+    TunedLinear,
+    can_pack,
+    pack_at_next_call,
+)
 
 Dtype = Literal["float32", "bfloat16"]
 _ATTENTION: dict[str, AttendFn] = {"fused": fused_attention, "plain": plain_attention}
@@ -175,7 +183,10 @@ class Workshop:
         return (PackedConv if self._packed else TunedConv)(conv, self.dtype)
 
     def norm(self, module: nn.Module) -> nn.Module:
-        return copy.deepcopy(module).to(self.dtype)
+        tuned = copy.deepcopy(module).to(self.dtype)
+        if isinstance(tuned, nn.GroupNorm):
+            tuned.__class__ = TunedGroupNorm  # the same in all but its `forward`
+        return tuned
 
     def shift(self, projection: nn.Linear) -> slice:
         before = sum(one.out_features for one in self.projections)
