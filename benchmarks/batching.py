@@ -1,7 +1,7 @@
 """Step batching on the real engine, against one picture after another and against static windows.
 
-The second part of `make bench-engine`. darkroom-small, tuned, two CPU threads, 20 to 50 guided steps, fast batching; the
-same arrivals for all: once all at the start, once as a Poisson process at 0.8 of what step batching could carry.
+The second part of `make bench-engine`. darkroom-small, tuned, two CPU threads, 20 to 50 guided steps, fast batching;
+the same arrivals for all: once all at the start, once as a Poisson process at 0.8 of what step batching could carry.
 """
 
 import argparse

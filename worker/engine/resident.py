@@ -12,6 +12,7 @@ from models.attention import KeyValue
 from models.autoencoder import Posterior
 from models.latent_diffusion import LatentDiffusion
 from models.schedule import NoiseSchedule
+from worker.engine.cuda_graphs import GraphedSteps
 from worker.engine.preview import LatentPreview
 
 _TEXTS_KEPT = 128
@@ -30,6 +31,7 @@ class ResidentModel:
         self.preview = LatentPreview.fit(model)
         weights = itertools.chain(model.unet.parameters(), model.unet.buffers())  # buffers hold those that are packed
         self.parameters = sum(weight.numel() for weight in weights)
+        self.graphs = GraphedSteps()
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
         self._blanks: OrderedDict[tuple[int, int], Posterior] = OrderedDict()
 

@@ -32,6 +32,13 @@ def go_on(bank: Bank, slot: int, request: PictureRequest, start: Start, x: Tenso
 
 def step(resident: ResidentModel, bank: Bank, rows: slice) -> None:
     """All rows in the slots `rows` advance by one step; on an exception none has changed."""
+    if bank.x.is_cuda:
+        resident.graphs.run(lambda: _step(resident, bank, rows), bank, rows)
+    else:
+        _step(resident, bank, rows)
+
+
+def _step(resident: ResidentModel, bank: Bank, rows: slice) -> None:
     index = bank.step[rows]
     slots = torch.arange(rows.start, rows.stop, device=index.device)
     t = bank.timesteps[slots, index]
