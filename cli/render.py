@@ -10,6 +10,7 @@ from rich.progress import Progress
 
 from cli import options
 from cli.console import err, friendly_errors, out
+from contract.settings import Settings
 from contract.spec import JobSpec, Task
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def render(
         for warning in prompt_warnings(spec, served.card, served.model.text_encoder):
             err.print(f"warning: {warning.message}", style="yellow", markup=False)
         output.mkdir(parents=True, exist_ok=True)
-        for index, data in enumerate(_make(served, spec, requests)):
+        for index, data in enumerate(_make(served, spec, requests, model_dir)):
             path = output / f"{spec.id}-{index}.{spec.output_format.value}"
             path.write_bytes(data)
             out.print(f"{path}  seed {spec.picture_seed(index)}", highlight=False, markup=False)
@@ -67,14 +68,18 @@ def complete(given: dict[str, Any], card: "ModelCard") -> JobSpec:
     return JobSpec.from_json(json.dumps({"version": "1"} | defaults | given))
 
 
-def _make(served: "ServedModel", spec: JobSpec, requests: list[Any]) -> list[bytes]:
-    """The pictures' files, in order. Raises `OSError` naming what failed."""
-    from worker.build import buckets
-    from worker.engine.engine import Engine
+def _make(served: "ServedModel", spec: JobSpec, requests: list[Any], model_dir: Path) -> list[bytes]:
+    """The files, in order, as a worker with the same settings makes them. Raises `OSError` naming what failed."""
+    import torch
+
+    from worker.build import build
+    from worker.engine import numerics
     from worker.engine.events import RowFailed, RowFinished, RowProgress
     from worker.outputs import encode
 
-    engine = Engine({spec.model: served.model}, buckets=buckets(len(requests)), capacity=len(requests))
+    settings = Settings()
+    numerics.pin(settings.worker_threads)
+    engine, _ = build(settings, {spec.model: served}, model_dir, torch.device("cpu"))
     files: dict[int, bytes] = {}
     with Progress(console=err) as progress:
         bars = [progress.add_task(f"seed {request.seed}", total=spec.steps) for request in requests]
