@@ -161,6 +161,10 @@ class UNet(nn.Module):
         h = self.mid_block(h, emb, kvs)
         for block in self.up_blocks:
             h = block(h, emb, kvs, skips)
+        return self.head(h)
+
+    def head(self, h: Tensor) -> Tensor:
+        """What comes after the blocks."""
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
         return out
 

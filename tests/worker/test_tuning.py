@@ -11,7 +11,7 @@ from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
 from tests.tiny_models import BASE, UPSCALER
 from worker.engine.resident import ResidentModel
-from worker.engine.tuned_layers import TunedGroupNorm
+from worker.engine.tuned_layers import TunedGroupNorm, even_silu_
 from worker.engine.tuning import Tuning, candidates, default_tuning, tune
 
 Models = Mapping[str, LatentDiffusion]
@@ -112,6 +112,27 @@ def test_large_maps_are_normalised_alike_in_every_batch(models: Models, tuning: 
     finally:
         torch.set_num_threads(before)
     assert any(isinstance(one, TunedGroupNorm) for one in resident.model.unet.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(4, 320, 8, 8), (3, 40, 5, 7), (8, 64, 32, 32), (5, 72)])
+def test_silu_of_equal_rows_is_equal(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """81920 elements are shared among three of four threads: torch's own gives a row in the middle other bits."""
+    row = torch.randn(1, *shape[1:]).to(dtype)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        alone = even_silu_(dense(row.clone()))
+        rows = even_silu_(dense(row.expand(shape).clone()))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, alone[0]) for one in rows)
+    expected = torch.nn.functional.silu(row.float())
+    assert largest(alone, expected) < (1e-6 if dtype == torch.float32 else 0.02)
+
+
+def dense(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def test_unknown_tunings_are_refused() -> None:

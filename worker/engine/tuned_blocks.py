@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import GEGLU, AttendFn, Attention, FeedForward, KeyValue, SpatialTransformer, TransformerBlock
 from models.autoencoder import PixelAttention
 from models.layers import ResnetBlock, expand_rows
-from worker.engine.tuned_layers import TunedConv, TunedLinear, to_map, to_tokens
+from worker.engine.tuned_layers import TunedConv, TunedLinear, even_silu_, to_map, to_tokens
 
 
 class LayerMaker(Protocol):
@@ -49,10 +48,10 @@ class TunedResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, shifts: Tensor | None = None) -> Tensor:
         """x [N, Cin, H, W], shifts [N or more, all channels] -> [N, Cout, H, W]."""
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))
+        h = self.conv1(even_silu_(self.norm1(x)))
         if self.shift is not None and shifts is not None:
             h += shifts[: h.shape[0], self.shift, None, None]
-        h = F.silu(self.norm2(h), inplace=True)
+        h = even_silu_(self.norm2(h))
         return self.conv2.add(h, x if self.shortcut is None else self.shortcut(x))
 
 

@@ -34,6 +34,29 @@ def to_map(tokens: Tensor, size: torch.Size) -> Tensor:
     return tokens.view(tokens.shape[0], *size, -1).permute(0, 3, 1, 2)
 
 
+_GRAIN = 32768  # elements per thread below which torch takes fewer threads (at::internal::GRAIN_SIZE)
+_STRIDE = 64  # elements that its vectorised loops do at a time, at most
+
+
+def even_silu_(x: Tensor) -> Tensor:
+    """SiLU in place on dense memory, rows first; equal rows get equal bits.
+
+    On CPUs, elements that do not fill a vector at the end of a thread's share take another exponential, which may
+    round differently: shares must not end within a row, unless they do so in every row.
+    """
+    if x.is_cuda:
+        return F.silu(x, inplace=True)
+    flat = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).view(-1)
+    shares = min(torch.get_num_threads(), -(-flat.numel() // _GRAIN))
+    if flat.numel() % (shares * _STRIDE) == 0 and flat.numel() // x.shape[0] % _STRIDE == 0:
+        F.silu(flat, inplace=True)
+        return x
+    whole = flat.numel() // x.shape[0] % _STRIDE == 0
+    for part in torch.split(flat, _GRAIN if whole else flat.numel() // x.shape[0]):
+        F.silu(part, inplace=True)
+    return x
+
+
 class TunedGroupNorm(nn.GroupNorm):
     """Gives a row the same bits in every batch. On CPUs, torch splits the sums over a large channels-last map among
     its threads unless there are whole rows for each of them: where there are not, some are repeated."""

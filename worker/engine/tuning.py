@@ -28,6 +28,7 @@ from worker.engine.tuned_layers import (
     TunedGroupNorm,
     TunedLinear,
     can_pack,
+    even_silu_,
     pack_at_next_call,
 )
 
@@ -136,8 +137,12 @@ class TunedUNet(UNet):
         if self._project_step is not None:
             # A single row would take another kernel than two, with other bits.
             rows = expand_rows(emb, 2) if emb.shape[0] == 1 else emb
-            emb = self._project_step(F.silu(rows))[: emb.shape[0]]
+            emb = self._project_step(even_silu_(rows.clone()))[: emb.shape[0]]
         return super().denoise(x, expand_rows(emb, kv[0][0].shape[0]), kv)
+
+    def head(self, h: Tensor) -> Tensor:
+        out: Tensor = self.conv_out(even_silu_(self.conv_norm_out(h)))
+        return out
 
 
 class Workshop:
