@@ -12,7 +12,7 @@ from broker.connection import REDIS_UNAVAILABLE
 from broker.gateway_side import JobBroker
 from broker.store import StoreError
 from contract.settings import Settings
-from service import openapi, problems
+from service import openapi, problems, reference
 from service.metrics import GatewayMetrics
 from service.middleware import BodyLimit, RequestContext
 from service.routes import generate, images, jobs, models, operations
@@ -25,12 +25,18 @@ def create_app(settings: Settings) -> FastAPI:
     """The ASGI app. Redis and the store may be away when it starts: it answers 503 until they are there."""
     metrics = GatewayMetrics()
     app = FastAPI(
-        title="Darkroom", version=version("darkroom"), lifespan=_lifespan(settings, metrics), redirect_slashes=False
+        title="Darkroom",
+        version=version("darkroom"),
+        lifespan=_lifespan(settings, metrics),
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     for module in (generate, jobs, images, models, operations):
         app.include_router(module.router)
     problems.install(app)
     openapi.install(app)
+    reference.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestContext, metrics=metrics)  # added last, so outermost: it sees every answer
     return app

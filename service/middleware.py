@@ -16,7 +16,6 @@ from service.problems import REQUEST_ID_SCOPE_KEY, ProblemError, answer
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_PAGES: Final = frozenset({"/docs", "/redoc"})  # they load scripts
 _LOCKED_DOWN: Final = "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -42,7 +41,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(MutableHeaders(scope=message), request_id, scope["path"])
+                _add_headers(MutableHeaders(scope=message), request_id)
             await send(message)
 
         try:
@@ -59,13 +58,12 @@ class RequestContext:
         )
 
 
-def _add_headers(headers: MutableHeaders, request_id: str, path: str) -> None:
+def _add_headers(headers: MutableHeaders, request_id: str) -> None:
     headers["X-Request-ID"] = request_id
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Referrer-Policy"] = "no-referrer"
     headers.setdefault("Cache-Control", "no-store")  # answers hold signed URLs
-    if path not in _PAGES:
-        headers["Content-Security-Policy"] = _LOCKED_DOWN
+    headers.setdefault("Content-Security-Policy", _LOCKED_DOWN)
 
 
 class BodyLimit:
