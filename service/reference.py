@@ -78,7 +78,7 @@ def _operation(method: str, path: str, call: Json, document: Json) -> str:
         parts += [_example(name, one) for name, one in content.get("examples", {}).items()]
     answers = [(status, answer.get("description", "")) for status, answer in sorted(call["responses"].items())]
     parts.append(_table("Answers", ("status", "meaning"), answers))
-    success = next((answer for status, answer in sorted(call["responses"].items()) if status < "300"), {})
+    success: Json = next((answer for status, answer in sorted(call["responses"].items()) if status < "300"), {})
     for content in success.get("content", {}).values():
         fields = list(_fields(content.get("schema", {}), schemas))
         parts.append(_table("Fields of the answer", ("field", "type", "meaning"), fields))
@@ -110,8 +110,12 @@ def _type(schema: Json, schemas: Json) -> str:
         return f"list of {_type(schema.get('items', {}), schemas)}"
     low = schema.get("minimum", schema.get("exclusiveMinimum", schema.get("minLength")))
     high = schema.get("maximum", schema.get("exclusiveMaximum", schema.get("maxLength")))
-    limits = "" if low is None and high is None else f", {'' if low is None else low} to {'' if high is None else high}"
-    return f"{schema.get('type', 'any')}{limits}"
+    parts = [str(schema.get("type", "any"))]
+    if low is not None:
+        parts.append(f"from {low}")
+    if high is not None:
+        parts.append(f"to {high}")
+    return " ".join(parts)
 
 
 def _name(schema: Json) -> str:
