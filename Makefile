@@ -65,7 +65,8 @@ bench-latency: $(STAMP) ## seconds per picture, beside diffusers, and from POST 
 	$(BIN)/python -m benchmarks.latency $(ARGS)
 
 bench-engine: $(STAMP) ## steps and pictures beside diffusers; step batching beside other ways
-	$(BIN)/python -m benchmarks.batching $(ARGS)
+	$(BIN)/python -m benchmarks.engine $(ARGS)
+	$(BIN)/python -m benchmarks.batching
 
 bench-http: $(STAMP) ## the service over HTTP beside its engine in process; seconds until a killed worker's job goes on
 	$(BIN)/python -m benchmarks.over_http $(ARGS)

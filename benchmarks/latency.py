@@ -18,10 +18,12 @@ from benchmarks.report import FOLDER, conditions, interleaved, medians, publish,
 from cli.client import DarkroomClient
 from cli.server import SHIPPED_MODELS
 from cli.stack import Stack, StackConfig
+from contract.settings import Settings
 from contract.spec import Task
-from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
-from worker.engine.engine import Engine
+from worker.build import build
+from worker.engine import numerics
+from worker.main import load
 
 NAME: Final = "bench-latency"
 WEIGHTS: Final = FOLDER.parent / "weights"
@@ -54,7 +56,8 @@ def with_diffusers(folder: Path) -> Draw:
 
 
 def with_engine(folder: Path) -> Draw:
-    engine = Engine({folder.name: LatentDiffusion.load(folder)})
+    """As a worker with the default settings runs it."""
+    engine, _ = build(Settings(), {folder.name: load(folder)}, folder.parent, torch.device("cpu"))
 
     def draw(seed: int) -> object:
         request = PictureRequest("txt2img", PROMPT, SIDE, SIDE, seed=seed, steps=STEPS, guidance_scale=GUIDANCE)
@@ -86,7 +89,7 @@ def first_picture(stack: Stack, begun: float) -> float:
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    torch.set_num_threads(THREADS)
+    numerics.pin(THREADS)
     with tempfile.TemporaryDirectory(prefix="darkroom-") as data:
         begun = time.perf_counter()
         settings = {"DARKROOM_WORKER_THREADS": str(THREADS)}
