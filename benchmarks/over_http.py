@@ -20,11 +20,12 @@ from benchmarks.recovery import recovery_seconds
 from benchmarks.report import FOLDER, conditions, interleaved, medians, publish, table
 from cli.stack import Stack, StackConfig
 from contract.settings import Settings
-from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
+from worker.build import build
+from worker.engine import numerics
 from worker.engine.engine import Engine
 from worker.engine.events import RowFinished
-from worker.build import buckets
+from worker.main import load
 
 NAME: Final = "bench-http"
 _WAIT_SECONDS: Final = 60
@@ -33,10 +34,14 @@ Draw = Callable[[int], object]
 """Makes pictures; the seed is that of the round."""
 
 
-def by_engine(folder: Path, pictures: int) -> Draw:
-    """As a worker with the default settings does it, without network, encoding and store."""
-    slots = Settings().worker_slots
-    engine = Engine({folder.name: LatentDiffusion.load(folder)}, buckets=buckets(slots), capacity=2 * slots)
+def as_in_a_worker(folder: Path) -> Engine:
+    """The engine that a worker with the default settings builds."""
+    engine, _ = build(Settings(), {folder.name: load(folder)}, folder.parent, torch.device("cpu"))
+    return engine
+
+
+def by_engine(engine: Engine, pictures: int) -> Draw:
+    """Without network, encoding and store."""
 
     def draw(seed: int) -> int:
         waiting = [
@@ -46,7 +51,7 @@ def by_engine(folder: Path, pictures: int) -> Draw:
         finished = 0
         while finished < pictures:
             while waiting and engine.free_slots > 0:
-                engine.submit(f"row-{len(waiting)}", folder.name, waiting.pop())
+                engine.submit(f"row-{len(waiting)}", MODEL, waiting.pop())
             finished += sum(isinstance(event, RowFinished) for event in engine.tick())
         return finished
 
@@ -69,16 +74,16 @@ def by_service(url: str, pictures: int) -> Draw:
 
 
 def measure(rounds: int, pictures: int, kills: int) -> dict[str, Any]:
-    torch.set_num_threads(THREADS)
-    folder = WEIGHTS / MODEL
+    numerics.pin(THREADS)
+    engine = as_in_a_worker(WEIGHTS / MODEL)
     settings = {"DARKROOM_WORKER_THREADS": str(THREADS)}
     with tempfile.TemporaryDirectory(prefix="darkroom-") as data:
         with Stack(StackConfig(Path(data) / "stack", WEIGHTS, (MODEL,), settings=settings)) as stack:
             seconds = {
                 "saturation": interleaved(
-                    {"service": by_service(stack.url, pictures), "engine": by_engine(folder, pictures)}, rounds
+                    {"service": by_service(stack.url, pictures), "engine": by_engine(engine, pictures)}, rounds
                 ),
-                "latency": interleaved({"service": by_service(stack.url, 1), "engine": by_engine(folder, 1)}, rounds),
+                "latency": interleaved({"service": by_service(stack.url, 1), "engine": by_engine(engine, 1)}, rounds),
             }
         recovery = asyncio.run(recovery_seconds(Path(data), kills))
     return {

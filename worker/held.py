@@ -30,6 +30,9 @@ class HeldJobs:
     def __contains__(self, job: TakenJob) -> bool:
         return job.execution_id in self._jobs
 
+    def __len__(self) -> int:
+        return len(self._jobs)
+
     def by_id(self) -> dict[str, TakenJob]:
         with self._lock:
             return {job.job_id: job for job in self._jobs.values()}

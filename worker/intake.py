@@ -17,7 +17,8 @@ from worker.messages import Arrived, Lost, Message, TakeEnded
 from worker.requests import BadJobError, load_inputs
 from worker.store_outage import pauses, store_unavailable
 
-_TAKE_SECONDS: Final = 0.01
+_IDLE_SECONDS: Final = 0.01
+_BUSY_SECONDS: Final = 0.04  # about a step: asking more often would only take time from the computing thread
 _RETRY_SECONDS: Final = 0.5
 
 _log = structlog.get_logger("darkroom.worker")
@@ -73,7 +74,7 @@ class Intake:
                 elif taken:
                     break
                 else:
-                    self._ended.wait(_TAKE_SECONDS)
+                    self._ended.wait(_BUSY_SECONDS if self._held else _IDLE_SECONDS)
             self._inbox.put(TakeEnded())
 
     def withdraw(self, job: TakenJob) -> bool:
