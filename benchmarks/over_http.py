@@ -10,7 +10,7 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import httpx
 import torch
@@ -58,19 +58,32 @@ def by_engine(engine: Engine, pictures: int) -> Draw:
     return draw
 
 
-def by_service(url: str, pictures: int) -> Draw:
-    async def post(client: httpx.AsyncClient, seed: int) -> None:
+class Service:
+    """A client that keeps its connections: making them is not what is measured. Use as a context manager."""
+
+    def __init__(self, url: str, connections: int) -> None:
+        self._runner = asyncio.Runner()
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+        self._client = httpx.AsyncClient(base_url=url, timeout=2 * _WAIT_SECONDS, limits=limits)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._runner.run(self._client.aclose())
+        self._runner.close()
+
+    def draw(self, pictures: int) -> Draw:
+        async def draw_all(seed: int) -> None:
+            await asyncio.gather(*(self._post(1000 * seed + i) for i in range(pictures)))
+
+        return lambda seed: self._runner.run(draw_all(seed))
+
+    async def _post(self, seed: int) -> None:
         fields = {"model": MODEL, "prompt": PROMPT, "steps": STEPS, "guidance_scale": GUIDANCE, "seed": seed}
-        answer = await client.post("/v1/txt2img", json=fields, headers={"Prefer": f"wait={_WAIT_SECONDS}"})
+        answer = await self._client.post("/v1/txt2img", json=fields, headers={"Prefer": f"wait={_WAIT_SECONDS}"})
         if answer.status_code != 200:
             raise RuntimeError(f"no picture within {_WAIT_SECONDS} s: {answer.status_code} {answer.text}")
-
-    async def draw_all(seed: int) -> None:
-        limits = httpx.Limits(max_connections=pictures)
-        async with httpx.AsyncClient(base_url=url, timeout=2 * _WAIT_SECONDS, limits=limits) as client:
-            await asyncio.gather(*(post(client, 1000 * seed + i) for i in range(pictures)))
-
-    return lambda seed: asyncio.run(draw_all(seed))
 
 
 def measure(rounds: int, pictures: int, kills: int) -> dict[str, Any]:
@@ -78,12 +91,11 @@ def measure(rounds: int, pictures: int, kills: int) -> dict[str, Any]:
     engine = as_in_a_worker(WEIGHTS / MODEL)
     settings = {"DARKROOM_WORKER_THREADS": str(THREADS)}
     with tempfile.TemporaryDirectory(prefix="darkroom-") as data:
-        with Stack(StackConfig(Path(data) / "stack", WEIGHTS, (MODEL,), settings=settings)) as stack:
+        config = StackConfig(Path(data) / "stack", WEIGHTS, (MODEL,), settings=settings)
+        with Stack(config) as stack, Service(stack.url, pictures) as service:
             seconds = {
-                "saturation": interleaved(
-                    {"service": by_service(stack.url, pictures), "engine": by_engine(engine, pictures)}, rounds
-                ),
-                "latency": interleaved({"service": by_service(stack.url, 1), "engine": by_engine(engine, 1)}, rounds),
+                name: interleaved({"service": service.draw(count), "engine": by_engine(engine, count)}, rounds)
+                for name, count in (("saturation", pictures), ("latency", 1))
             }
         recovery = asyncio.run(recovery_seconds(Path(data), kills))
     return {

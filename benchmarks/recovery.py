@@ -45,7 +45,7 @@ async def _without_supervisor(crew: Crew, kills: int) -> list[float]:
                 member = crew.start()
                 await asyncio.to_thread(member.wait_for, "worker ready")
                 members[member.name] = member
-            moment = number / kills * crew.settings.heartbeat_seconds
+            moment = (1 + number / kills) * crew.settings.heartbeat_seconds
             seconds.append(
                 await _seconds(gateway, moment, lambda worker: members.pop(worker).send(signal.SIGKILL), "started")
             )
@@ -76,7 +76,7 @@ async def _seconds(
     """`kill` gets the name of the worker that runs the job; it is called `moment` seconds after the first step."""
     spec = JobSpec(
         id=uuid4().hex, task=Task.TXT2IMG, model=BASE, prompt="", width=64, height=64, steps=1000,
-        guidance_scale=3.0, seed=0, created_at=time.time(),
+        guidance_scale=3.0, n=8, seed=0, created_at=time.time(),
     )  # fmt: skip
     await gateway.submit(spec)
     worker, killed = "", 0.0

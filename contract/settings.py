@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     # Workers
     lease_seconds: float = Field(default=6.0, gt=0, description="a job whose worker is silent so long goes back")
     heartbeat_seconds: float = Field(default=1.5, gt=0, description="how often a worker renews its leases")
-    reap_seconds: float = Field(default=1.0, gt=0, description="how often lapsed leases are looked for")
+    reap_seconds: float = Field(default=0.5, gt=0, description="how often lapsed leases are looked for")
     max_abandonments: int = Field(
         default=5, ge=1, description="a job that more workers died with, without progress, fails"
     )
