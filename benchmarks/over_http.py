@@ -94,8 +94,8 @@ def measure(rounds: int, pictures: int, kills: int) -> dict[str, Any]:
         config = StackConfig(Path(data) / "stack", WEIGHTS, (MODEL,), settings=settings)
         with Stack(config) as stack, Service(stack.url, pictures) as service:
             seconds = {
-                name: interleaved({"service": service.draw(count), "engine": by_engine(engine, count)}, rounds)
-                for name, count in (("saturation", pictures), ("latency", 1))
+                name: interleaved({"service": service.draw(count), "engine": by_engine(engine, count)}, times)
+                for name, count, times in (("saturation", pictures, rounds), ("latency", 1, 3 * rounds))
             }
         recovery = asyncio.run(recovery_seconds(Path(data), kills))
     return {
@@ -126,7 +126,7 @@ def as_table(figures: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="of saturation; three times as many of single pictures")
     parser.add_argument("--pictures", type=int, default=24, help="at once, for saturation")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets results/ and RESULTS.md")
