@@ -1,0 +1,58 @@
+"""Noise schedule and the settings of its sampler."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from models.config.fields import UnsupportedStructure, known_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Noise schedule and DDIM settings, diffusers' `DDIMScheduler`. `steps_offset` counts for leading spacing alone."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+
+    # diffusers' latent pipelines never clip latents, whatever the file says (its DDIMScheduler default is True).
+    _OFF: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "clip_sample": (False, True),
+        "clip_sample_range": (1.0, 1),
+        "dynamic_thresholding_ratio": (0.995,),
+        "rescale_betas_zero_snr": (False,),
+        "sample_max_value": (1.0, 1),
+        "skip_prk_steps": (True, False),
+        "thresholding": (False,),
+        "trained_betas": (None,),
+        "variance_type": ("fixed_small",),  # of DDPM's sampler, which an upscaler names for its low-resolution noise
+    }
+
+    # What diffusers takes for a field that its file leaves out, where that is not what latent diffusion uses.
+    _ABSENT: ClassVar[Mapping[str, Any]] = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2")),
+            ("prediction_type", ("epsilon", "v_prediction")),
+            ("timestep_spacing", ("leading", "trailing", "linspace")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UnsupportedStructure(
+                    f"{name}={getattr(self, name)!r} is not supported; expected one of {allowed}"
+                )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        absent = {**cls._ABSENT, "set_alpha_to_one": data.get("_class_name") == "DDIMScheduler"}
+        return cls(**known_fields(cls, {**absent, **data}, cls._OFF))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"_class_name": "DDIMScheduler", "clip_sample": False, **dataclasses.asdict(self)}
