@@ -125,7 +125,7 @@ def diffusers_step(one: Case, dtype: Dtype, rows: int) -> Run:
     z = one.model.autoencoder.config.latent_channels
     x = torch.randn(rows, z, one.side, one.side, dtype=unet.dtype)
     extra = torch.randn(2 * rows, config.in_channels - z, one.side, one.side, dtype=unet.dtype)
-    context = torch.randn(2 * rows, one.model.text_encoder.max_tokens, config.cross_attention_dim, dtype=unet.dtype)
+    context = torch.randn(2 * rows, one.model.conditioner.max_tokens, config.cross_attention_dim, dtype=unet.dtype)
     t = scheduler.timesteps[7]
 
     def run(_: int) -> object:
@@ -155,7 +155,7 @@ def measure_steps(one: Case, rounds: int) -> dict[str, dict[str, float]]:
 def measure_savings(one: Case, dtype: Dtype, rounds: int) -> dict[str, dict[str, float]]:
     """Median seconds of one step (of one picture for the texts) with each saving, and without it."""
     resident, rows = one.residents[dtype], 1
-    unet, text = resident.model.unet, resident.model.text_encoder
+    unet, text = resident.model.unet, resident.model.conditioner
     guided, plain = our_step(resident, one.lane(), rows), our_step(resident, one.lane(guided=False), rows)
     bank = Bank(resident, one.lane(), rows)
     scatter_at_random(resident, bank)

@@ -122,8 +122,8 @@ def with_diffusers(model: LatentDiffusion, scale: Scale, rows: int) -> Callable[
         parts[name].load_state_dict(part.state_dict())
     pipeline = diffusers.StableDiffusionPipeline(
         **parts,
-        text_encoder=model.text_encoder.transformer,
-        tokenizer=model.text_encoder.tokenizer,
+        text_encoder=model.conditioner.transformer,
+        tokenizer=model.conditioner.tokenizer,
         scheduler=diffusers.DDIMScheduler.from_config(model.schedule.config.to_dict()),
         safety_checker=None,
         feature_extractor=None,

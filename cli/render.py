@@ -43,7 +43,7 @@ def render(
             requests = picture_requests(spec, served.card, inputs)
         except (KeyError, ModelFolderError, ValidationError, BadJobError) as error:
             raise typer.BadParameter(f"{spec_file}: {error}") from error
-        for warning in prompt_warnings(spec, served.card, served.model.text_encoder):
+        for warning in prompt_warnings(spec, served.card, served.model.conditioner):
             err.print(f"warning: {warning.message}", style="yellow", markup=False)
         output.mkdir(parents=True, exist_ok=True)
         for index, data in enumerate(_make(served, spec, requests, model_dir)):

@@ -29,14 +29,14 @@ class LatentDiffusion(nn.Module):
         self,
         unet: UNet,
         autoencoder: Autoencoder,
-        text_encoder: TextEncoder,
+        conditioner: TextEncoder,
         schedule: NoiseSchedule,
         low_res_schedule: NoiseSchedule | None = None,
     ) -> None:
         super().__init__()
         self.unet = unet
         self.autoencoder = autoencoder
-        self.text_encoder = text_encoder
+        self.conditioner = conditioner
         self.schedule = schedule
         self.low_res_schedule = low_res_schedule
         self._check()
@@ -48,7 +48,7 @@ class LatentDiffusion(nn.Module):
         expected: dict[str, tuple[int, ...]] = {
             "in_channels": (z + self.autoencoder.config.in_channels,) if upscales else (z, 2 * z + 1),
             "out_channels": (z,),
-            "cross_attention_dim": (self.text_encoder.width,),
+            "cross_attention_dim": (self.conditioner.width,),
         }
         for name, values in expected.items():
             if getattr(unet, name) not in values:
@@ -130,7 +130,7 @@ class LatentDiffusion(nn.Module):
         start = prepare(self, request)
         device, dtype = self.device, self.unet.conv_in.weight.dtype
         prompts = [request.negative_prompt, request.prompt] if request.guided else [request.prompt]
-        context = torch.cat([self.text_encoder.encode(prompt) for prompt in prompts])
+        context = torch.cat([self.conditioner.encode(prompt) for prompt in prompts])
         kv = self.unet.project_context(context.to(device, dtype))
         labels = None if start.label is None else torch.tensor([start.label], device=device)
         scale = torch.tensor([request.guidance_scale], device=device)

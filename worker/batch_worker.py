@@ -182,7 +182,7 @@ class BatchWorker:
         try:
             served = self._served[spec.model]
             requests = picture_requests(spec, served.card, arrived.inputs)
-            job.warnings = prompt_warnings(spec, served.card, served.model.text_encoder)
+            job.warnings = prompt_warnings(spec, served.card, served.model.conditioner)
             for index, (row_id, request) in enumerate(zip(job.row_ids, requests, strict=True)):
                 resume = resume_state(arrived.job.resume.get(index))
                 if resume is not None:

@@ -28,7 +28,7 @@ class Parts(NamedTuple):
 
     unet: UNet
     autoencoder: Autoencoder
-    text_encoder: TextEncoder
+    conditioner: TextEncoder
     schedule: NoiseSchedule
     low_res_schedule: NoiseSchedule | None
 
@@ -44,7 +44,7 @@ def load_parts(folder: Path) -> Parts:
     return Parts(
         unet=_load_part(folder / "unet", lambda config: UNet(UNetConfig.from_dict(config))),
         autoencoder=_load_part(folder / "vae", lambda config: Autoencoder(AutoencoderConfig.from_dict(config))),
-        text_encoder=TextEncoder.load(folder),
+        conditioner=TextEncoder.load(folder),
         schedule=_load_schedule(folder / "scheduler"),
         low_res_schedule=_load_schedule(low_res) if low_res.is_dir() else None,
     )
@@ -71,7 +71,7 @@ def save_folder(model: LatentDiffusion, folder: Path, *, dtype: torch.dtype = to
     for name, part in (("unet", model.unet), ("vae", model.autoencoder)):
         write_json(folder / name / "config.json", part.config.to_dict())
         write_tensors(folder / name / WEIGHTS, part.state_dict(), dtype)
-    model.text_encoder.save(folder, dtype)
+    model.conditioner.save(folder, dtype)
     write_json(folder / "scheduler" / "scheduler_config.json", model.schedule.config.to_dict())
     if model.low_res_schedule is not None:
         config = model.low_res_schedule.config.to_dict()

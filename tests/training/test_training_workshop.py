@@ -76,7 +76,7 @@ def test_the_models_have_valid_cards(runs: Path) -> None:
     for card in cards:
         model = LatentDiffusion.load(runs / "weights" / card.name)
         assert model.tasks == {task.value for task in card.tasks}
-        assert model.text_encoder.max_tokens == card.max_tokens
+        assert model.conditioner.max_tokens == card.max_tokens
         assert model.max_noise_level == (card.max_noise_level or 0)
 
 

@@ -56,7 +56,7 @@ def test_keys_and_values_are_projected_once_and_texts_encoded_once(models: Model
     model = models[BASE]
     resident = ResidentModel(model)
     bank = Bank(resident, LaneKey(BASE, 8, 8, guided=True), 2)
-    encoded, projected = calls(model.text_encoder), calls(first_text_attention(model).to_k)
+    encoded, projected = calls(model.conditioner), calls(first_text_attention(model).to_k)
     request = PictureRequest("txt2img", "a cat", 64, 64, seed=1, steps=4, guidance_scale=2.0)
     for slot in range(2):
         runner.admit(resident, bank, slot, request)
@@ -64,7 +64,7 @@ def test_keys_and_values_are_projected_once_and_texts_encoded_once(models: Model
         runner.step(resident, bank, slice(0, 2))
     assert encoded == [1]  # "a cat"; the bank encoded the empty prompt when it was made
     assert projected == [2, 2]
-    context = torch.cat([model.text_encoder.encode(prompt) for prompt in ("", "a cat")])
+    context = torch.cat([model.conditioner.encode(prompt) for prompt in ("", "a cat")])
     for (k, v), (k_plain, v_plain) in zip(bank.rows_kv(slice(0, 2)), model.unet.project_context(context), strict=True):
         assert_equal(k[[0, 2]], k_plain)
         assert_equal(v[[1, 3]], v_plain)

@@ -53,7 +53,7 @@ class ResidentModel:
     def context(self, prompt: str) -> Tensor:
         """Text encoding [1, L, D]; those of the last prompts are kept, the empty one among them most often."""
         if prompt not in self._texts:
-            self._texts[prompt] = self.model.text_encoder.encode(prompt)
+            self._texts[prompt] = self.model.conditioner.encode(prompt)
             if len(self._texts) > _TEXTS_KEPT:
                 self._texts.popitem(last=False)
         self._texts.move_to_end(prompt)

@@ -86,7 +86,7 @@ def tune(model: LatentDiffusion, tuning: Tuning, size: tuple[int, int] | None = 
     autoencoder = Workshop(tuning).tree(model.autoencoder)
     assert isinstance(autoencoder, Autoencoder)
     unet = TunedUNet(model.unet, Workshop(tuning))
-    tuned = LatentDiffusion(unet, autoencoder, model.text_encoder, model.schedule, model.low_res_schedule).eval()
+    tuned = LatentDiffusion(unet, autoencoder, model.conditioner, model.schedule, model.low_res_schedule).eval()
     if tuning.packed:
         side = model.unet.config.sample_size
         _pack(tuned, *(size or (side, side)))
@@ -98,7 +98,7 @@ def _pack(model: LatentDiffusion, height: int, width: int) -> None:
     latents = torch.zeros(1, model.autoencoder.config.latent_channels, height, width)
     pack_at_next_call(model.unet)
     emb = model.unet.embed_time(torch.zeros(1, dtype=torch.long))
-    context = model.text_encoder.encode("").to(emb.dtype)
+    context = model.conditioner.encode("").to(emb.dtype)
     x = torch.zeros(1, model.unet.config.in_channels, height, width, dtype=emb.dtype)
     model.unet.denoise(x, emb, model.unet.project_context(context))
     pack_at_next_call(model.autoencoder.decoder)
