@@ -1,83 +1,46 @@
-"""Text conditioning tau_theta(y): a CLIP text transformer and its tokenizer (through transformers)."""
+"""Prompts as context: what text encoders share, and CLIP's text transformer with its tokenizer (through transformers).
+
+CLIP conditions Stable Diffusion. In folders of SD 1 it is CLIP-L (quick GELU, padded with the end token); in those of
+SD 2 OpenCLIP's ViT-H (GELU, 23 layers of 24, padded with "!"), whose files say so themselves.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, TokenizersBackend
 
-from models.weights_io.tensors import WeightsError, assign, read_json, read_tensors, write_json, write_tensors
+from models.conditioning import Condition, Conditioner
+from models.weights_io.files import Reading
+from models.weights_io.tensors import LazyTensor, WeightsError, assign, read_json, write_json, write_tensors
 
-WEIGHTS = "model.safetensors"
+STEM = "model"
+"""What files of weights are called in transformers' folders."""
 PREFIX = "text_model."
 """Published files have it before every key; the modules of transformers 5 have lost it."""
 
 
-def _load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Raises WeightsError. (transformers makes a tokenizer of nothing where files are missing.)"""
-    whole = (folder / "tokenizer.json").is_file()
-    read_json(folder / ("tokenizer.json" if whole else "vocab.json"))
-    if not whole and not (folder / "merges.txt").is_file():
-        raise WeightsError(f"{folder / 'merges.txt'} is missing; vocab.json does not go without it")
-    try:
-        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the Rust tokenizer raises no narrower class
-        raise WeightsError(f"{folder}: no CLIP tokenizer can be read from it: {error}") from error
-    return tokenizer
+class TextConditioner(Conditioner):
+    """Prompt -> tokens of a fixed number L. A subclass's `forward` makes context [N, L, D] of token ids [N, L]."""
 
-
-class TextEncoder(nn.Module):
-    """Prompt -> tokens [1, L, D]: last hidden state after the final norm, causal mask only, as in SD 1 and 2."""
-
-    def __init__(self, tokenizer: CLIPTokenizer, transformer: CLIPTextModel) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.transformer = transformer
-
-    @classmethod
-    def create(cls, tokenizer: CLIPTokenizer, config: CLIPTextConfig) -> TextEncoder:
-        return cls(tokenizer, CLIPTextModel(config))
-
-    @classmethod
-    def load(cls, folder: Path) -> TextEncoder:
-        """From `folder`/tokenizer and `folder`/text_encoder of a diffusers folder; reaches no hub.
-
-        Raises WeightsError. (transformers' own loader only warns of a missing key and goes on with random weights.)
-        """
-        tokenizer = _load_tokenizer(folder / "tokenizer")
-        encoder = cls.create(tokenizer, CLIPTextConfig.from_dict(read_json(folder / "text_encoder" / "config.json")))
-        config = encoder.transformer.config
-        if len(tokenizer) > config.vocab_size or encoder.max_tokens > config.max_position_embeddings:
-            raise WeightsError(
-                f"{folder}: the tokenizer has {len(tokenizer)} tokens and {encoder.max_tokens} places, "
-                f"the text encoder only {config.vocab_size} and {config.max_position_embeddings}"
-            )
-        path = folder / "text_encoder" / WEIGHTS
-        weights = {key.removeprefix(PREFIX): tensor for key, tensor in read_tensors(path).items()}
-        weights.pop("embeddings.position_ids", None)  # 0, 1, 2, ...; older files store them
-        assign(encoder.transformer, weights, path)
-        return encoder
-
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """To `folder`/tokenizer and `folder`/text_encoder, as `load`, diffusers and transformers (4 and 5) read it."""
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        self.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json and merges.txt
-        config = {"architectures": ["CLIPTextModel"], **self.transformer.config.to_diff_dict()}
-        write_json(folder / "text_encoder" / "config.json", config)
-        weights = {PREFIX + key: tensor for key, tensor in self.transformer.state_dict().items()}
-        write_tensors(folder / "text_encoder" / WEIGHTS, weights, dtype)
-
-    @property
-    def width(self) -> int:
-        """D of the context."""
-        return int(self.transformer.config.hidden_size)
+    tokenizer: TokenizersBackend
 
     @property
     def max_tokens(self) -> int:
         """Context length L, start and end tokens included."""
-        return int(self.tokenizer.model_max_length)
+        raise NotImplementedError
+
+    @property
+    def blank(self) -> str:
+        return ""
+
+    @property
+    def learns_unconditional(self) -> bool:
+        return True
 
     def token_ids(self, prompts: list[str]) -> Tensor:
         """[N, L] ids, padded and truncated to L."""
@@ -86,6 +49,12 @@ class TextEncoder(nn.Module):
         )
         ids: Tensor = encoded.input_ids
         return ids
+
+    def encode(self, condition: Condition) -> Tensor:
+        if not isinstance(condition, str):
+            raise ValueError(f"{condition!r} is no prompt; this model takes text")
+        context: Tensor = self(self.token_ids([condition]).to(next(self.parameters()).device))
+        return context
 
     def lost_words(self, prompt: str) -> str:
         """The end of the prompt that does not fit into L tokens, "" if all of it does."""
@@ -98,12 +67,98 @@ class TextEncoder(nn.Module):
         words = dict.fromkeys("".join(c if c.isalnum() else " " for c in prompt.lower()).split())
         return [w for w in words if len(self.tokenizer(w, add_special_tokens=False).input_ids) > 1]
 
+
+Tokenizer = TypeVar("Tokenizer", bound=TokenizersBackend)
+
+
+def load_tokenizer(folder: Path, kind: type[Tokenizer], *files: str) -> Tokenizer:
+    """From `folder`/tokenizer.json, or where that is missing from `files`; reaches no hub.
+
+    Raises WeightsError. (transformers makes a tokenizer of nothing where files are missing.)
+    """
+    whole = (folder / "tokenizer.json").is_file()
+    if whole:
+        read_json(folder / "tokenizer.json")
+    elif missing := [name for name in files if not (folder / name).is_file()]:
+        raise WeightsError(
+            f"{folder / missing[0]} is missing; expected {' and '.join(files)}, or tokenizer.json instead"
+        )
+    try:
+        tokenizer: Tokenizer = kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the Rust tokenizer raises no narrower class
+        raise WeightsError(f"{folder}: no {kind.__name__} can be read from it: {error}") from error
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: TokenizersBackend, folder: Path) -> None:
+    """As `load_tokenizer`, diffusers and transformers (4 and 5) read it."""
+    tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder))  # the vocabulary in its older files
+
+
+class TextEncoder(TextConditioner):
+    """CLIP: last hidden state after the final norm, causal mask only, as in SD 1 and 2."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, transformer: CLIPTextModel) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.transformer = transformer
+
+    @classmethod
+    def create(cls, tokenizer: CLIPTokenizer, config: CLIPTextConfig) -> TextEncoder:
+        return cls(tokenizer, CLIPTextModel(config))
+
+    @classmethod
+    def load(cls, folder: Path, reading: Reading = Reading()) -> TextEncoder:  # noqa: B008  # frozen
+        """From `folder`/tokenizer and `folder`/text_encoder of a diffusers folder; reaches no hub.
+
+        Raises WeightsError. (transformers' own loader only warns of a missing key and goes on with random weights.)
+        """
+        tokenizer = load_tokenizer(folder / "tokenizer", CLIPTokenizer, "vocab.json", "merges.txt")
+        config = CLIPTextConfig.from_dict(read_json(folder / "text_encoder" / "config.json"))
+        tensors, path = reading.weights(folder / "text_encoder", STEM)
+        return cls.of_tensors(tokenizer, config, tensors, path, reading.dtype)
+
+    @classmethod
+    def of_tensors(
+        cls,
+        tokenizer: CLIPTokenizer,
+        config: CLIPTextConfig,
+        tensors: Mapping[str, LazyTensor],
+        path: Path,
+        dtype: torch.dtype | None,
+    ) -> TextEncoder:
+        """With the weights that `path` holds, as `assign` takes them. Raises WeightsError."""
+        with torch.device("meta"):
+            encoder = cls.create(tokenizer, config)
+        places = config.max_position_embeddings
+        if len(tokenizer) > config.vocab_size or encoder.max_tokens > places:
+            raise WeightsError(
+                f"{path}: the tokenizer has {len(tokenizer)} tokens and {encoder.max_tokens} places, "
+                f"the text encoder only {config.vocab_size} and {places}"
+            )
+        weights = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
+        weights.pop("embeddings.position_ids", None)  # 0, 1, 2, ...; older files store them
+        assign(encoder.transformer, weights, path, dtype)
+        encoder.transformer.embeddings.register_buffer("position_ids", torch.arange(places)[None], persistent=False)
+        return encoder
+
+    def save(self, folder: Path, dtype: torch.dtype | None) -> None:
+        """To `folder`/tokenizer and `folder`/text_encoder, as `load`, diffusers and transformers (4 and 5) read it."""
+        save_tokenizer(self.tokenizer, folder / "tokenizer")
+        config = {"architectures": ["CLIPTextModel"], **self.transformer.config.to_diff_dict()}
+        write_json(folder / "text_encoder" / "config.json", config)
+        weights = {PREFIX + key: tensor for key, tensor in self.transformer.state_dict().items()}
+        write_tensors(folder / "text_encoder" / f"{STEM}.safetensors", weights, dtype)
+
+    @property
+    def width(self) -> int:
+        return int(self.transformer.config.hidden_size)
+
+    @property
+    def max_tokens(self) -> int:
+        return int(self.tokenizer.model_max_length)
+
     def forward(self, token_ids: Tensor) -> Tensor:
-        """Token ids [N, L] -> context [N, L, D]."""
         hidden: Tensor = self.transformer(input_ids=token_ids).last_hidden_state
         return hidden
-
-    def encode(self, prompt: str) -> Tensor:
-        """One prompt -> context [1, L, D] on the encoder's device."""
-        context: Tensor = self(self.token_ids([prompt]).to(next(self.parameters()).device))
-        return context

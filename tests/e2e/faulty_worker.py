@@ -11,14 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
+from models.conditioning import Condition
 from models.tasks import PictureRequest
-from models.text import TextEncoder
+from models.text import TextConditioner
 from worker import child
 from worker.engine.engine import Engine
 from worker.engine.events import Event, RowProgress
 
 TICK_SECONDS = float(os.environ.get("TICK_SECONDS", "0"))
-_submit, _tick, _encode = Engine.submit, Engine.tick, TextEncoder.encode
+_submit, _tick, _encode = Engine.submit, Engine.tick, TextConditioner.encode
 _deadly: set[str] = set()
 
 
@@ -37,12 +38,12 @@ def tick(self: Engine) -> list[Event]:
     return events
 
 
-def encode(self: TextEncoder, prompt: str) -> Tensor:
-    if "raise" in prompt:
+def encode(self: TextConditioner, condition: Condition) -> Tensor:
+    if "raise" in str(condition):
         raise RuntimeError("injected")
-    return _encode(self, prompt)
+    return _encode(self, condition)
 
 
 if __name__ == "__main__":
-    Engine.submit, Engine.tick, TextEncoder.encode = submit, tick, encode  # type: ignore[method-assign]
+    Engine.submit, Engine.tick, TextConditioner.encode = submit, tick, encode  # type: ignore[method-assign]
     sys.exit(child.run())

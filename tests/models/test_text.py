@@ -10,6 +10,7 @@ from transformers import CLIPTextModel
 
 from models.latent_diffusion import LatentDiffusion
 from models.text import TextEncoder
+from models.weights_io.files import Reading
 from tests.models.small import diffusers
 
 PROMPTS = ["a cat", "", "DOG,  cat; dog!", "the quick brown fox jumps over the lazy dog again and again"]
@@ -37,7 +38,7 @@ def test_keys_with_and_without_their_prefix_are_read(text_encoder: TextEncoder, 
     text_encoder.transformer.save_pretrained(tmp_path / "bare" / "text_encoder")
     expected = text_encoder.encode("a cat")
     for name in ("published", "bare"):
-        assert torch.equal(TextEncoder.load(tmp_path / name).encode("a cat"), expected)
+        assert torch.equal(TextEncoder.load(tmp_path / name, Reading()).encode("a cat"), expected)
     theirs = CLIPTextModel.from_pretrained(tmp_path / "published" / "text_encoder")
     with torch.no_grad():
         context = theirs(input_ids=text_encoder.token_ids(["a cat"])).last_hidden_state
