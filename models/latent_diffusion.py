@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.autoencoder import Autoencoder, Posterior
 from models.config import UnsupportedStructure
-from models.samplers import ddim_step, guide
+from models.samplers import advance, guide
 from models.schedule import NoiseSchedule
 from models.tasks import PictureRequest, Task, finish, prepare
 from models.text import TextEncoder
@@ -136,14 +136,15 @@ class LatentDiffusion(nn.Module):
         scale = torch.tensor([request.guidance_scale], device=device)
         conditioning = None if start.conditioning is None else start.conditioning.to(device)
         x = start.latents.to(device)
-        for index, t in enumerate(start.timesteps):
+        clean = torch.zeros_like(x)
+        for index, t in enumerate(start.plan.timesteps):
             inputs = x if conditioning is None else torch.cat([x, conditioning], dim=1)
             emb = self.unet.embed(torch.tensor([t], device=device), labels)
             out = self.unet.denoise(inputs.to(dtype), emb, kv).float()
             if request.guided:
                 out = guide(out, scale)
-            noise = start.step_noise(request.eta).to(device)
-            x = ddim_step(x, out, noise, start.coefficients[index : index + 1].to(device))
+            noise = start.step_noise().to(device)
+            x, clean = advance(x, out, clean, noise, start.plan.coefficients[index : index + 1].to(device))
             if on_step is not None:
-                on_step(index + 1, len(start.timesteps))
+                on_step(index + 1, len(start.plan.timesteps))
         return x

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.autoencoder import Posterior
 from models.pictures import pad_to_multiple, to_image, to_mask, to_pixels
-from models.samplers import ddim_coefficients
+from models.samplers import Sampler, SamplingPlan, plan
 
 if TYPE_CHECKING:
     from models.latent_diffusion import LatentDiffusion
@@ -31,7 +31,8 @@ class PictureRequest:
     """One picture to be made. Sides in pixels; `width` and `height` are the result's (for upscale: 4x the image).
 
     `image` is RGB; `mask` is grey, of the image's size, white = repaint. `strength` in (0, 1] is the share of the
-    steps that img2img and inpaint run. `noise_level` is the timestep to which upscale noises its input.
+    steps that img2img and inpaint run; `eta` is DDIM's alone. `noise_level` is the timestep to which upscale noises its
+    input.
     """
 
     task: Task
@@ -42,6 +43,7 @@ class PictureRequest:
     steps: int = 20
     guidance_scale: float = 4.0
     negative_prompt: str = ""
+    sampler: Sampler = "ddim"
     eta: float = 0.0
     strength: float = 1.0
     image: Image.Image | None = None
@@ -58,23 +60,20 @@ class PictureRequest:
 class Start:
     """A picture ready for its first step. The generator stands where the noise of step 0 is drawn.
 
-    latents [1, z, h, w] fp32 (scaled), conditioning [1, c, h, w] fp32 concatenated after them at every step or None,
-    coefficients [steps, 3] as `ddim_step` takes them.
+    latents [1, z, h, w] fp32 (scaled), conditioning [1, c, h, w] fp32 concatenated after them at every step or None.
     """
 
     latents: Tensor
     conditioning: Tensor | None
     label: int | None
-    timesteps: list[int]
-    coefficients: Tensor
+    plan: SamplingPlan
     generator: torch.Generator
 
-    def step_noise(self, eta: float) -> Tensor:
-        """Noise of the next step, [1, z, h, w]; nothing is drawn at eta 0."""
-        return self.draw(self.latents.shape) if eta > 0 else torch.zeros_like(self.latents)
-
-    def draw(self, shape: torch.Size) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float32)
+    def step_noise(self) -> Tensor:
+        """Noise of the next step, [1, z, h, w]; nothing is drawn where the sampler takes none."""
+        if not self.plan.stochastic:
+            return torch.zeros_like(self.latents)
+        return torch.randn(self.latents.shape, generator=self.generator, dtype=torch.float32)
 
 
 def latent_size(model: LatentDiffusion, request: PictureRequest) -> tuple[int, int]:
@@ -106,21 +105,20 @@ def prepare(model: LatentDiffusion, request: PictureRequest, blank: BlankPosteri
     if request.task == "upscale":
         return _prepare_upscale(model, request, shape, generator)
 
-    timesteps = model.schedule.timesteps(request.steps)
-    if not 0.0 < request.strength <= 1.0:
-        raise ValueError(f"strength={request.strength}: expected more than 0, at most 1")
+    sampling = _plan(model, request, 1.0 if request.task == "txt2img" else request.strength)
     full = request.task == "txt2img" or request.strength == 1.0
-    if not full:
-        timesteps = timesteps[-max(int(request.steps * request.strength), 1) :]
     noise_only = full and (model.inpaints or request.task == "txt2img")
     clean = None if noise_only else model.scaled_sample(model.posterior(_padded(model, request)), generator)
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)
-    latents = noise if clean is None else model.schedule.add_noise(clean, noise, torch.tensor(timesteps[:1]))
+    latents = sampling.scale * noise if clean is None else sampling.noised(clean, noise)
     conditioning = None
     if model.inpaints:
         conditioning = _inpaint_conditioning(model, request, generator, blank or model.blank_posterior)
-    coefficients = ddim_coefficients(model.schedule, timesteps, request.steps, request.eta)
-    return Start(latents, conditioning, None, timesteps, coefficients, generator)
+    return Start(latents, conditioning, None, sampling, generator)
+
+
+def _plan(model: LatentDiffusion, request: PictureRequest, strength: float = 1.0) -> SamplingPlan:
+    return plan(model.schedule, request.sampler, request.steps, eta=request.eta, strength=strength)
 
 
 def _need(image: Image.Image | None, message: str) -> Image.Image:
@@ -176,10 +174,9 @@ def _prepare_upscale(
     low_res = to_pixels(image)
     noise = torch.randn(low_res.shape, generator=generator, dtype=torch.float32)
     low_res = model.low_res_schedule.add_noise(low_res, noise, torch.tensor([request.noise_level]))
-    latents = torch.randn(shape, generator=generator, dtype=torch.float32)
-    timesteps = model.schedule.timesteps(request.steps)
-    coefficients = ddim_coefficients(model.schedule, timesteps, request.steps, request.eta)
-    return Start(latents, low_res, request.noise_level, timesteps, coefficients, generator)
+    sampling = _plan(model, request)
+    latents = sampling.scale * torch.randn(shape, generator=generator, dtype=torch.float32)
+    return Start(latents, low_res, request.noise_level, sampling, generator)
 
 
 @torch.no_grad()

@@ -4,45 +4,68 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from models.config.fields import UnsupportedStructure, known_fields
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Noise schedule and DDIM settings, diffusers' `DDIMScheduler`. `steps_offset` counts for leading spacing alone."""
+    """Noise schedule and DDIM settings, diffusers' `DDIMScheduler`. `steps_offset` counts for leading spacing alone;
+    a `timestep_spacing` of None leaves it to the sampler. Settings of other samplers that a file may hold are accepted
+    where they leave the noise schedule and the plain form of the sampler as they are."""
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
     prediction_type: str = "epsilon"
-    timestep_spacing: str = "leading"
+    timestep_spacing: Literal["leading", "trailing", "linspace"] | None = "leading"
     steps_offset: int = 1
     set_alpha_to_one: bool = False
+    rescale_betas_zero_snr: bool = False
 
     # diffusers' latent pipelines never clip latents, whatever the file says (its DDIMScheduler default is True).
     _OFF: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "clip_sample": (False, True),
         "clip_sample_range": (1.0, 1),
         "dynamic_thresholding_ratio": (0.995,),
-        "rescale_betas_zero_snr": (False,),
         "sample_max_value": (1.0, 1),
         "skip_prk_steps": (True, False),
         "thresholding": (False,),
         "trained_betas": (None,),
-        "variance_type": ("fixed_small",),  # of DDPM's sampler, which an upscaler names for its low-resolution noise
+        # Of the samplers DDPM, Euler and DPM-Solver++, of which a file may name one as the usual.
+        "algorithm_type": ("dpmsolver++",),
+        "euler_at_final": (False,),
+        "final_sigmas_type": ("zero",),
+        "interpolation_type": ("linear",),
+        "lambda_min_clipped": (float("-inf"), None),
+        "lower_order_final": (True,),
+        "sigma_max": (None,),
+        "sigma_min": (None,),
+        "solver_order": (2,),
+        "solver_type": ("midpoint",),
+        "timestep_type": ("discrete",),
+        "use_beta_sigmas": (False,),
+        "use_exponential_sigmas": (False,),
+        "use_karras_sigmas": (False,),
+        "use_lu_lambdas": (False,),
+        "variance_type": ("fixed_small", None),
     }
 
     # What diffusers takes for a field that its file leaves out, where that is not what latent diffusion uses.
-    _ABSENT: ClassVar[Mapping[str, Any]] = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+    _ABSENT: ClassVar[Mapping[str, Any]] = {
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "timestep_spacing": None,
+    }
 
     def __post_init__(self) -> None:
         for name, allowed in (
             ("beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2")),
-            ("prediction_type", ("epsilon", "v_prediction")),
-            ("timestep_spacing", ("leading", "trailing", "linspace")),
+            ("prediction_type", ("epsilon", "v_prediction", "sample")),
+            ("timestep_spacing", ("leading", "trailing", "linspace", None)),
         ):
             if getattr(self, name) not in allowed:
                 raise UnsupportedStructure(
@@ -55,4 +78,5 @@ class ScheduleConfig:
         return cls(**known_fields(cls, {**absent, **data}, cls._OFF))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"_class_name": "DDIMScheduler", "clip_sample": False, **dataclasses.asdict(self)}
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return {"_class_name": "DDIMScheduler", "clip_sample": False, **fields}

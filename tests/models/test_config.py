@@ -25,8 +25,10 @@ def defaults(theirs: type[Any]) -> dict[str, Any]:
 
 
 def test_absent_fields_are_what_diffusers_takes_for_them() -> None:
-    """But for sample_size, which no module reads, and the offset of 1, on which its pipelines insist."""
-    size, offset = {"sample_size": 64}, {"steps_offset": 1, "_class_name": "DDIMScheduler"}
+    """But for sample_size, which no module reads, the offset of 1, on which its pipelines insist, and the spacing, of
+    which each of its samplers has one of its own."""
+    size = {"sample_size": 64}
+    offset = {"steps_offset": 1, "_class_name": "DDIMScheduler", "timestep_spacing": "leading"}
     unet, autoencoder, schedule = diffusers.UNet2DConditionModel, diffusers.AutoencoderKL, diffusers.DDIMScheduler
     assert UNetConfig.from_dict(size) == UNetConfig.from_dict(defaults(unet) | size)
     assert AutoencoderConfig.from_dict(size) == AutoencoderConfig.from_dict(defaults(autoencoder) | size)
@@ -78,9 +80,9 @@ def test_autoencoders_outside_the_code_are_refused() -> None:
     "changes",
     [
         {"beta_schedule": "sigmoid"},
-        {"prediction_type": "sample"},
+        {"prediction_type": "score"},
         {"timestep_spacing": "karras"},
-        {"rescale_betas_zero_snr": True},
+        {"use_karras_sigmas": True},
         {"trained_betas": [0.1]},
     ],
 )

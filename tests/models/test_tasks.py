@@ -11,6 +11,7 @@ from PIL import Image
 
 from models.latent_diffusion import LatentDiffusion
 from models.pictures import to_pixels
+from models.samplers import COLUMNS
 from models.tasks import PictureRequest, finish, latent_size, prepare
 
 MakeImage = Callable[[int, int], Image.Image]
@@ -55,8 +56,8 @@ def test_strength_is_the_share_of_the_steps(
 ) -> None:
     """int(steps * strength) of them, the last ones, as in diffusers; but never none."""
     start = prepare(text_model, request_of("img2img", image=noise_image(64, 48), steps=steps, strength=strength))
-    assert start.timesteps == text_model.schedule.timesteps(steps)[steps - run :]
-    assert start.coefficients.shape == (run, 3)
+    assert list(start.plan.timesteps) == text_model.schedule.timesteps(steps)[steps - run :]
+    assert start.plan.coefficients.shape == (run, COLUMNS)
 
 
 def test_inpainting_models_start_full_strength_from_noise_alone(

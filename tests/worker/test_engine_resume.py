@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from models.latent_diffusion import LatentDiffusion
+from models.samplers import SAMPLERS
 from models.tasks import PictureRequest, Task
 from tests.tiny_models import BASE, UPSCALER
 from worker.engine.engine import Engine
@@ -35,7 +36,7 @@ def finish(engine: Engine, wanted: Wanted, resume: Mapping[str, ResumeState] = {
 
 
 def mixed(count: int, picture: Image.Image, mask: Image.Image) -> Wanted:
-    """Tasks, sizes, steps, guidance, eta, prompts and seeds at random, always the same ones."""
+    """Tasks, sizes, steps, guidance, samplers, eta, prompts and seeds at random, always the same ones."""
     rng = random.Random(5)
     wanted: Wanted = {}
     for number in range(count):
@@ -55,6 +56,7 @@ def mixed(count: int, picture: Image.Image, mask: Image.Image) -> Wanted:
             steps=rng.randint(2, 7),
             guidance_scale=rng.choice((0.0, 1.0, 2.0, 5.0)),
             negative_prompt=rng.choice(PROMPTS),
+            sampler=rng.choice(SAMPLERS),
             eta=rng.choice((0.0, 0.0, 0.5, 1.0)),
             strength=fields["strength"],
             image=None if task == "txt2img" else picture,
@@ -90,7 +92,7 @@ def moved_about(models: Models, wanted: Wanted) -> dict[str, bytes]:
         engine = engine_of(models)
         for name in rng.sample([name for name in wanted if name not in made], len(wanted) - len(made)):
             engine.submit(name, *wanted[name], resume=states.get(name))
-        for _ in range(rng.randint(5, 40)):
+        for _ in range(rng.randint(5, 20)):
             made |= {event.row_id: event.image.tobytes() for event in engine.tick() if isinstance(event, RowFinished)}
         for name in wanted:
             if (state := engine.snapshot(name)) is not None:
@@ -142,11 +144,20 @@ def test_snapshots_of_rows_that_have_not_begun(models: Models) -> None:
     assert engine.snapshot("resumed") is state
 
 
-def test_a_state_survives_its_bytes() -> None:
-    state = ResumeState("finger", 7, torch.randn(4, 8, 5))
+def test_a_state_without_the_history_that_its_sampler_needs_is_left(models: Models) -> None:
+    request = PictureRequest("txt2img", "a cat", 64, 64, seed=1, steps=4, sampler="dpmpp_2m")
+    wanted: Wanted = {"a": (BASE, request)}
+    state = ResumeState("f", 2, torch.zeros(4, 8, 8))
+    assert finish(engine_of(models), wanted, {"a": state}) == finish(engine_of(models), wanted)
+
+
+@pytest.mark.parametrize("clean", [None, torch.randn(4, 8, 5)])
+def test_a_state_survives_its_bytes(clean: torch.Tensor | None) -> None:
+    state = ResumeState("finger", 7, torch.randn(4, 8, 5), clean)
     read = ResumeState.from_bytes(state.to_bytes())
     assert (read.fingerprint, read.step) == ("finger", 7)
     assert torch.equal(read.x, state.x)
+    assert read.clean is None if clean is None else torch.equal(read.clean, clean)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x01", b"\xff\xff\xff\xff{}", b"\x02\0\0\0{}", b"\x02\0\0\0[]abcd"])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from models.attention import KeyValue
+from models.samplers import COLUMNS
 from models.tasks import Start
 from worker.engine.resident import ResidentModel
 from worker.engine.scheduler import LaneKey
@@ -15,8 +16,9 @@ class Bank:
     """P slots; k = 2 in guided lanes ([unconditional | conditional]), else 1.
 
     x, noise and clean (the predicted x_0) [P, z, h, w] fp32, conditioning [P, c, h, w] fp32 or None, kv per text
-    attention [k, P, heads, L, d], coefficients [P, T, 3], timesteps [P, T], step and active [P], guidance [P],
-    class_embedding [P, E] or None. A free slot holds zeros: it is computed along and stays finite.
+    attention [k, P, heads, L, d], coefficients [P, T, 6], timesteps [P, T], step and active [P], guidance [P],
+    class_embedding [P, E] or None. Rows whose time embeddings are not in the model's table have `own_time` [P] set and
+    that of their next step in `time` [P, E]. A free slot holds zeros: it is computed along and stays finite.
     """
 
     def __init__(self, resident: ResidentModel, key: LaneKey, slots: int) -> None:
@@ -30,11 +32,13 @@ class Bank:
         self.conditioning = torch.zeros(slots, channels, *size[1:], device=device) if channels else None
         empty = resident.project([""] * (2 if key.guided else 1))
         self.kv = [(_per_slot(k, slots), _per_slot(v, slots)) for k, v in empty]
-        self.coefficients = torch.zeros(slots, steps, 3, device=device)
+        self.coefficients = torch.zeros(slots, steps, COLUMNS, device=device)
         self.timesteps = torch.zeros(slots, steps, dtype=torch.long, device=device)
         self.step = torch.zeros(slots, dtype=torch.long, device=device)
         self.active = torch.zeros_like(self.step)
         self.guidance = torch.zeros(slots, device=device)
+        self.time = resident.time_table.new_zeros(slots, resident.time_table.shape[1])
+        self.own_time = torch.zeros(slots, dtype=torch.bool, device=device)
         self.class_embedding: Tensor | None = None
         if resident.model.unet.class_embedding is not None:
             self.class_embedding = resident.time_table.new_zeros(slots, resident.time_table.shape[1])
@@ -43,32 +47,37 @@ class Bank:
         self, slot: int, start: Start, kv: list[KeyValue], guidance_scale: float, class_embedding: Tensor | None
     ) -> None:
         """A row moves in, ready for its first step."""
-        steps = len(start.timesteps)
+        timesteps = torch.tensor(start.plan.timesteps)
+        steps = len(timesteps)
         self.set_progress(slot, start.latents[0], 0)
         if self.conditioning is not None and start.conditioning is not None:
             self.conditioning[slot] = start.conditioning[0]
         for (k_bank, v_bank), (k, v) in zip(self.kv, kv, strict=True):
             k_bank[:, slot] = k
             v_bank[:, slot] = v
-        self.coefficients[slot, :steps] = start.coefficients
-        self.timesteps[slot, :steps] = torch.tensor(start.timesteps)
+        self.coefficients[slot, :steps] = start.plan.coefficients
+        self.timesteps[slot, :steps] = timesteps.long()
+        self.own_time[slot] = start.plan.fractional
         self.active[slot] = 1
         self.guidance[slot] = guidance_scale
         if self.class_embedding is not None and class_embedding is not None:
             self.class_embedding[slot] = class_embedding
 
-    def set_progress(self, slot: int, x: Tensor, step: int) -> None:
-        """The row goes on with latents x [z, h, w] after `step` steps."""
+    def set_progress(self, slot: int, x: Tensor, step: int, clean: Tensor | None = None) -> None:
+        """The row goes on with latents x [z, h, w] after `step` steps, the last of which predicted x_0 `clean`."""
         self.x[slot] = x
         self.step[slot] = step
+        if clean is not None:
+            self.clean[slot] = clean
 
     def clear(self, slot: int) -> None:
         """A row moves out; what it may have left behind, NaN for one, goes with it."""
         for tensor in (self.x, self.noise, self.clean, self.conditioning, self.class_embedding):
             if tensor is not None:
                 tensor[slot] = 0
-        for tensor in (self.coefficients, self.timesteps, self.step, self.active, self.guidance):
+        for tensor in (self.coefficients, self.timesteps, self.step, self.active, self.guidance, self.time):
             tensor[slot] = 0
+        self.own_time[slot] = False
         for k, v in self.kv:
             k[:, slot] = 0
             v[:, slot] = 0

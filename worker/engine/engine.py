@@ -42,14 +42,16 @@ _USUAL_AREA = 64 * 64  # latents of 512x512 pixels at f = 8
 
 @dataclasses.dataclass(eq=False)
 class _Picture:
-    """A row's state outside its slot. `decoding` is set after the last step, `latents` [1, z, h, w] with it."""
+    """A row's state outside its slot. `time` are its own time embeddings, if the model's table lacks them; `fed` is the
+    last step whose inputs it has drawn. `decoding` is set after the last step, `latents` [1, z, h, w] with it."""
 
     row: Row
     request: PictureRequest
     resume: ResumeState | None
     start: Start | None = None
+    time: Tensor | None = None
     step: int = 0
-    noise_of: int = -1
+    fed: int = -1
     begun: float = 0.0
     denoised: float = 0.0
     decode_begun: float = 0.0
@@ -145,7 +147,9 @@ class Engine:
         if picture.start is None:
             return picture.resume
         slot = self._scheduler.lanes[picture.row.lane].slots.index(picture.row)
-        return ResumeState(self._fingerprint, picture.step, self._banks[picture.row.lane].x[slot].clone())
+        bank = self._banks[picture.row.lane]
+        clean = bank.clean[slot].clone() if picture.start.plan.has_history else None
+        return ResumeState(self._fingerprint, picture.step, bank.x[slot].clone(), clean)
 
     @torch.inference_mode()
     def cancel(self, row_id: str) -> bool:
@@ -225,11 +229,10 @@ class Engine:
             self._banks[lane.key] = Bank(resident, lane.key, len(lane.slots))
         bank, resume = self._banks[lane.key], picture.resume
         start = runner.admit(resident, bank, slot, picture.request)
-        if resume is not None and resume.step <= len(start.timesteps) and resume.x.shape == bank.x.shape[1:]:
-            runner.go_on(bank, slot, picture.request, start, resume.x, resume.step)
+        if resume is not None and runner.go_on(bank, slot, start, resume):
             picture.step = resume.step
-        picture.start, picture.resume = start, None
-        if picture.step == len(start.timesteps):
+        picture.start, picture.time, picture.resume = start, resident.own_time(start.plan), None
+        if picture.step == len(start.plan.timesteps):
             self._leave_slot(lane, slot, picture)
 
     def _leave_slot(self, lane: Lane, slot: int, picture: _Picture) -> None:
@@ -247,9 +250,9 @@ class Engine:
         rows = {slot: self._pictures[row.id] for slot, row in enumerate(lane.slots) if row is not None}
         for slot, picture in rows.items():
             # A step that failed for lack of memory is tried again with the noise that it has drawn.
-            if picture.request.eta > 0 and picture.start is not None and picture.noise_of != picture.step:
-                bank.noise[slot] = picture.start.step_noise(picture.request.eta)[0]
-                picture.noise_of = picture.step
+            if picture.start is not None and picture.fed != picture.step:
+                runner.feed(bank, slot, picture.start, picture.time, picture.step)
+                picture.fed = picture.step
         bucket = lane.bucket(self._buckets(lane.key))
         begun = self._clock()
         errors = self._step_as_one(lane, bucket) if self._exact else self._step(lane, slice(0, bucket))
@@ -298,7 +301,7 @@ class Engine:
         assert picture.start is not None
         bank, now = self._banks[lane.key], self._clock()
         picture.step += 1
-        steps = len(picture.start.timesteps)
+        steps = len(picture.start.plan.timesteps)
         preview = None
         if picture.step < steps and now - picture.previewed >= self._preview_seconds:
             picture.previewed = now

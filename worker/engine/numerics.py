@@ -173,7 +173,7 @@ class _Sample:
     @staticmethod
     def _banks(bank: Bank) -> list[tuple[Tensor, int]]:
         """What differs between rows, with the dimension of the slots."""
-        tensors = [bank.x, bank.noise, bank.conditioning, bank.class_embedding, bank.guidance]
+        tensors = [bank.x, bank.noise, bank.clean, bank.conditioning, bank.class_embedding, bank.guidance]
         pairs = [(tensor, 1) for kv in bank.kv for tensor in kv]
         return [(tensor, 0) for tensor in tensors if tensor is not None] + pairs
 
@@ -190,7 +190,7 @@ class _Sample:
         bank.step.zero_()
         for slot in slots:
             bank.timesteps[slot] = self._last // 2
-            bank.coefficients[slot] = torch.tensor([0.9, -0.1, 0.05])
+            bank.coefficients[slot] = torch.tensor([0.9, -0.1, 0.1, 0.05, 0.8, -0.2])
 
 
 class ExactPlan:

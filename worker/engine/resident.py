@@ -11,7 +11,7 @@ from torch import Tensor
 from models.attention import KeyValue
 from models.autoencoder import Posterior
 from models.latent_diffusion import LatentDiffusion
-from models.schedule import NoiseSchedule
+from models.samplers import SamplingPlan
 from worker.engine.cuda_graphs import GraphedSteps
 from worker.engine.preview import LatentPreview
 
@@ -20,14 +20,13 @@ _BLANKS_KEPT = 16
 
 
 class ResidentModel:
-    """`time_table` [T, E]: embeddings of all timesteps. `clean_table` [T, 2]: (C, D) of x_0 = C x + D out."""
+    """`time_table` [T, E]: embeddings of all timesteps."""
 
     @torch.inference_mode()
     def __init__(self, model: LatentDiffusion) -> None:
         self.model = model
         timesteps = torch.arange(model.schedule.config.num_train_timesteps, device=model.device)
         self.time_table = model.unet.embed_time(timesteps)
-        self.clean_table = clean_coefficients(model.schedule).to(model.device)
         self.preview = LatentPreview.fit(model)
         weights = itertools.chain(model.unet.parameters(), model.unet.buffers())  # buffers hold those that are packed
         self.parameters = sum(weight.numel() for weight in weights)
@@ -64,6 +63,13 @@ class ResidentModel:
         context = torch.cat([self.context(prompt) for prompt in prompts])
         return self.model.unet.project_context(context.to(self.model.device, self.time_table.dtype))
 
+    def own_time(self, plan: SamplingPlan) -> Tensor | None:
+        """Embeddings [steps, E] of a plan's timesteps where the table has not all of them."""
+        if not plan.fractional:
+            return None
+        timesteps = torch.tensor(plan.timesteps, device=self.model.device)
+        return torch.cat([self.model.unet.embed_time(t[None]) for t in timesteps])
+
     def class_embedding(self, label: int | None) -> Tensor | None:
         """[E], to be added to the time embedding at every step; None for a structure without class labels."""
         embedding = self.model.unet.class_embedding
@@ -72,12 +78,3 @@ class ResidentModel:
         if label is None or not 0 <= label < embedding.num_embeddings:
             raise ValueError(f"class label {label}: expected 0 to {embedding.num_embeddings - 1}")
         return embedding.weight[label]
-
-
-def clean_coefficients(schedule: NoiseSchedule) -> Tensor:
-    """(C, D) for every timestep, [T, 2]: a step predicts x_0 = C x + D out (DDIM, eq. 9; v: Salimans & Ho, app. D)."""
-    signal = schedule.alphas_cumprod.sqrt()
-    noise = (1 - schedule.alphas_cumprod).sqrt()
-    if schedule.config.prediction_type == "epsilon":
-        return torch.stack([1 / signal, -noise / signal], dim=1)
-    return torch.stack([signal, -noise], dim=1)

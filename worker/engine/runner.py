@@ -1,4 +1,4 @@
-"""One tick of one lane: a UNet forward over a range of slots, guidance and the DDIM step, with per-row settings.
+"""One tick of one lane: a UNet forward over a range of slots, guidance and a sampler step, with per-row settings.
 
 Runs on the device without a host sync; whoever calls it decides which slots and when.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.samplers import ddim_step, guide
+from models.samplers import advance, guide
 from models.tasks import PictureRequest, Start, prepare
 from worker.engine.bank import Bank
 from worker.engine.resident import ResidentModel
+from worker.engine.resume import ResumeState
 
 
 def admit(resident: ResidentModel, bank: Bank, slot: int, request: PictureRequest) -> Start:
@@ -23,11 +24,24 @@ def admit(resident: ResidentModel, bank: Bank, slot: int, request: PictureReques
     return start
 
 
-def go_on(bank: Bank, slot: int, request: PictureRequest, start: Start, x: Tensor, step: int) -> None:
-    """The admitted row takes up latents x [z, h, w] after `step` steps, whose noise is drawn and left."""
-    for _ in range(step):
-        start.step_noise(request.eta)
-    bank.set_progress(slot, x, step)
+def go_on(bank: Bank, slot: int, start: Start, state: ResumeState) -> bool:
+    """The admitted row takes up where `state` is, the noise until there drawn and left; False if it does not fit."""
+    left = len(start.plan.timesteps) - state.step
+    lacks_history = start.plan.has_history and state.step > 0 and left > 0 and state.clean is None
+    if left < 0 or state.x.shape != bank.x.shape[1:] or lacks_history:
+        return False
+    for _ in range(state.step):
+        start.step_noise()
+    bank.set_progress(slot, state.x, state.step, state.clean)
+    return True
+
+
+def feed(bank: Bank, slot: int, start: Start, time: Tensor | None, step: int) -> None:
+    """What the row's step number `step` takes from the host; `time` [steps, E] are its own time embeddings."""
+    if start.plan.stochastic:
+        bank.noise[slot] = start.step_noise()[0]
+    if time is not None:
+        bank.time[slot] = time[step]
 
 
 def step(resident: ResidentModel, bank: Bank, rows: slice) -> None:
@@ -42,7 +56,7 @@ def _step(resident: ResidentModel, bank: Bank, rows: slice) -> None:
     index = bank.step[rows]
     slots = torch.arange(rows.start, rows.stop, device=index.device)
     t = bank.timesteps[slots, index]
-    emb = resident.time_table[t]
+    emb = torch.where(bank.own_time[rows, None], bank.time[rows], resident.time_table[t])
     if bank.class_embedding is not None:
         emb = emb + bank.class_embedding[rows]
     x = bank.x[rows]
@@ -50,9 +64,6 @@ def _step(resident: ResidentModel, bank: Bank, rows: slice) -> None:
     out = resident.model.unet.denoise(inputs.to(emb.dtype), emb, bank.rows_kv(rows)).float()
     if out.shape[0] > x.shape[0]:
         out = guide(out, bank.guidance[rows])
-    c, d = resident.clean_table[t][:, :, None, None, None].unbind(1)
-    clean = c * x + d * out
-    stepped = ddim_step(x, out, bank.noise[rows], bank.coefficients[slots, index])
-    bank.clean[rows] = clean
-    bank.x[rows] = stepped
+    stepped, clean = advance(x, out, bank.clean[rows], bank.noise[rows], bank.coefficients[slots, index])
+    bank.x[rows], bank.clean[rows] = stepped, clean
     bank.step[rows] += bank.active[rows]
