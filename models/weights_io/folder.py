@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
 
 from models.autoencoder import Autoencoder
 from models.config import AutoencoderConfig, ScheduleConfig, UNetConfig
 from models.schedule import NoiseSchedule
 from models.text import TextEncoder
 from models.unet import UNet
-from models.weights_io.tensors import assign, read_json, read_tensors, write_json, write_tensors
+from models.weights_io.files import Reading
+from models.weights_io.tensors import LazyTensor, assign, read_json, write_json, write_tensors
 
 if TYPE_CHECKING:
     from models.latent_diffusion import LatentDiffusion
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-Module = TypeVar("Module", bound=nn.Module)
+STEM = "diffusion_pytorch_model"
 
 
 class Parts(NamedTuple):
@@ -33,18 +31,18 @@ class Parts(NamedTuple):
     low_res_schedule: NoiseSchedule | None
 
 
-def load_parts(folder: Path) -> Parts:
-    """The parts in fp32 on the CPU.
+def load_parts(folder: Path, reading: Reading) -> Parts:
+    """The parts on the CPU.
 
     Raises WeightsError for a folder that is no model, a missing or broken file, missing, unexpected or misshapen keys;
     UnsupportedStructure for a structure that `models` does not implement.
     """
-    read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     low_res = folder / "low_res_scheduler"
     return Parts(
-        unet=_load_part(folder / "unet", lambda config: UNet(UNetConfig.from_dict(config))),
-        autoencoder=_load_part(folder / "vae", lambda config: Autoencoder(AutoencoderConfig.from_dict(config))),
-        conditioner=TextEncoder.load(folder),
+        unet=_load_unet(folder / "unet", reading),
+        autoencoder=_load_autoencoder(folder / ("vqvae" if "vqvae" in index else "vae"), reading),
+        conditioner=TextEncoder.load(folder, reading),
         schedule=_load_schedule(folder / "scheduler"),
         low_res_schedule=_load_schedule(low_res) if low_res.is_dir() else None,
     )
@@ -54,23 +52,57 @@ def _load_schedule(folder: Path) -> NoiseSchedule:
     return NoiseSchedule(ScheduleConfig.from_dict(read_json(folder / "scheduler_config.json")))
 
 
-def _load_part(folder: Path, build: Callable[[dict[str, Any]], Module]) -> Module:
-    """Build on the meta device and assign the file's tensors, so that memory holds the weights once."""
-    config = read_json(folder / "config.json")
+def _load_unet(folder: Path, reading: Reading) -> UNet:
+    config = UNetConfig.from_dict(read_json(folder / "config.json"))
     with torch.device("meta"):
-        part = build(config)
-    assign(part, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
-    return part
+        unet = UNet(config)
+    tensors, path = reading.weights(folder, STEM)
+    assign(unet, with_present_names(tensors), path, reading.dtype)
+    return unet
 
 
-def save_folder(model: LatentDiffusion, folder: Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write what `LatentDiffusion.load` and diffusers read.
+def _load_autoencoder(folder: Path, reading: Reading) -> Autoencoder:
+    config = AutoencoderConfig.from_dict(read_json(folder / "config.json"))
+    with torch.device("meta"):
+        autoencoder = Autoencoder(config)
+    tensors, path = reading.weights(folder, STEM)
+    assign(autoencoder, with_linear_attention(with_present_names(tensors)), path, reading.dtype)
+    return autoencoder
+
+
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def with_present_names(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Attention without text had other names before diffusers 0.13: attentions.0.query is now attentions.0.to_q."""
+
+    def renamed(key: str) -> str:
+        stem, _, leaf = key.rpartition(".")
+        parent, _, name = stem.rpartition(".")
+        return f"{parent}.{_OLD_NAMES[name]}.{leaf}" if name in _OLD_NAMES and ".attentions." in key else key
+
+    return {renamed(key): tensor for key, tensor in tensors.items()}
+
+
+def with_linear_attention(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """An autoencoder's attention may be stored as 1x1 convolutions, [o, i, 1, 1] -> [o, i]."""
+
+    def flat(key: str, tensor: LazyTensor) -> LazyTensor:
+        if ".attentions." not in key or tensor.shape[2:] != (1, 1):
+            return tensor
+        return tensor.changed(tensor.shape[:2], lambda weight: weight.flatten(1))
+
+    return {key: flat(key, tensor) for key, tensor in tensors.items()}
+
+
+def save_folder(model: LatentDiffusion, folder: Path, *, dtype: torch.dtype | None = torch.float16) -> None:
+    """Write what `LatentDiffusion.load` and diffusers read; `dtype` None keeps each tensor's own.
 
     An upscaler becomes a StableDiffusionUpscalePipeline; other models are what the channels of their UNet say.
     """
     for name, part in (("unet", model.unet), ("vae", model.autoencoder)):
         write_json(folder / name / "config.json", part.config.to_dict())
-        write_tensors(folder / name / WEIGHTS, part.state_dict(), dtype)
+        write_tensors(folder / name / f"{STEM}.safetensors", part.state_dict(), dtype)
     model.conditioner.save(folder, dtype)
     write_json(folder / "scheduler" / "scheduler_config.json", model.schedule.config.to_dict())
     if model.low_res_schedule is not None:

@@ -1,5 +1,6 @@
 """Folders that diffusers wrote, folders that it reads, and folders that are broken."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,123 @@ def folder(inpainter: LatentDiffusion, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def assert_same(loaded: LatentDiffusion, expected: LatentDiffusion) -> None:
+    weights = expected.state_dict()
+    assert loaded.state_dict().keys() == weights.keys()
+    for key, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, weights[key].half().float()), key
+
+
+def split(path: Path, index: str, shard: str = "{stem}-0000{number}-of-00003.safetensors") -> None:
+    """Into three shards, as `save_pretrained(max_shard_size=...)` does."""
+    weights = load_file(path)
+    stem = path.name.split(".")[0]
+    names = [shard.format(stem=stem, number=number + 1) for number in range(3)]
+    weight_map = {key: names[number % 3] for number, key in enumerate(weights)}
+    for name in names:
+        save_file({key: weights[key] for key, at in weight_map.items() if at == name}, path.with_name(name))
+    path.with_name(index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    path.unlink()
+
+
+def test_shards(inpainter: LatentDiffusion, folder: Path) -> None:
+    for name in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
+        split(folder / name, f"{Path(name).name}.index.json")
+    assert_same(LatentDiffusion.load(folder), inpainter)
+
+
+@pytest.mark.parametrize("index", ["{stem}.safetensors.index.fp16.json", "{stem}.safetensors.fp16.index.json"])
+def test_shards_of_a_variant(inpainter: LatentDiffusion, folder: Path, index: str) -> None:
+    stem = Path(UNET_WEIGHTS).stem
+    split(folder / UNET_WEIGHTS, index.format(stem=stem), "{stem}.fp16-0000{number}-of-00003.safetensors")
+    assert_same(LatentDiffusion.load(folder), inpainter)
+
+
+def test_broken_shards(folder: Path) -> None:
+    index = folder / f"{UNET_WEIGHTS}.index.json"
+    split(folder / UNET_WEIGHTS, index.name)
+    text = index.read_text()
+    index.write_text(text.replace("diffusion_pytorch_model-00001", "../../diffusion_pytorch_model-00001"))
+    load_fails(folder, "expected files of its own folder")
+    index.write_text(json.dumps({"weight_map": {**json.loads(text)["weight_map"], "stray": "a.safetensors"}}))
+    load_fails(folder, "a.safetensors", "cannot be read")
+    shard = "diffusion_pytorch_model-00001-of-00003.safetensors"
+    index.write_text(json.dumps({"weight_map": {**json.loads(text)["weight_map"], "stray": shard}}))
+    load_fails(folder, "promises stray")
+    index.write_text("{}")
+    load_fails(folder, "has no weight_map")
+    index.write_text(text)
+    (folder / "unet" / shard).unlink()
+    load_fails(folder, shard, "cannot be read")
+
+
+def test_variants(inpainter: LatentDiffusion, folder: Path) -> None:
+    """The plain file wins, then fp16, then the only one there is."""
+    for name in (UNET_WEIGHTS, VAE_WEIGHTS, TEXT_WEIGHTS):
+        path = folder / name
+        other = path.with_name(path.name.replace(".safetensors", ".non_ema.safetensors"))
+        other.write_text("not read")
+        fp16 = path.with_name(path.name.replace(".safetensors", ".fp16.safetensors"))
+        fp16.write_text("not read")
+        assert_same(LatentDiffusion.load(folder), inpainter)
+        path.rename(fp16)
+        assert_same(LatentDiffusion.load(folder), inpainter)
+        fp16.rename(other)
+        assert_same(LatentDiffusion.load(folder), inpainter)
+        other.with_name(other.name.replace("non_ema", "bf16")).write_text("which?")
+        load_fails(folder, "several variants", "bf16", "non_ema")
+        other.with_name(other.name.replace("non_ema", "bf16")).unlink()
+
+
+def test_names_and_shapes_of_old_folders(inpainter: LatentDiffusion, folder: Path) -> None:
+    """Before diffusers 0.13; and autoencoders whose attention was stored as convolutions."""
+    names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    weights = load_file(folder / VAE_WEIGHTS)
+    attention = [key for key in weights if ".attentions." in key and "group_norm" not in key]
+    assert len(attention) == 16
+    for key in attention:
+        weight = weights.pop(key)
+        new = next(key.replace(present, old) for present, old in names.items() if present in key)
+        weights[new] = weight[:, :, None, None] if weight.dim() == 2 else weight
+    save_file(weights, folder / VAE_WEIGHTS)
+    assert_same(LatentDiffusion.load(folder), inpainter)
+
+
+@pytest.mark.parametrize(("part", "pickled"), [("unet", "diffusion_pytorch_model"), ("text_encoder", "pytorch_model")])
+def test_pickles_are_named_but_not_read(folder: Path, part: str, pickled: str) -> None:
+    next((folder / part).glob("*.safetensors")).unlink()
+    (folder / part / f"{pickled}.bin").write_bytes(b"\x80\x04.")
+    load_fails(folder, part, f"{pickled}.bin, a pickle", "darkroom models add")
+
+
+def test_long_lists_of_keys_are_cut(folder: Path) -> None:
+    weights = load_file(folder / UNET_WEIGHTS)
+    save_file({f"model.{key}": weight for key, weight in weights.items()}, folder / UNET_WEIGHTS)
+    with pytest.raises(WeightsError, match=f"; and {2 * len(weights) - 20} more$") as caught:
+        LatentDiffusion.load(folder)
+    assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_types(folder: Path, dtype: torch.dtype) -> None:
+    loaded = LatentDiffusion.load(folder, dtype)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
+    assert not any(buffer.is_meta for buffer in loaded.buffers())
+
+
+def test_a_file_in_use_can_be_written_again(inpainter: LatentDiffusion, tmp_path: Path) -> None:
+    """A loaded model keeps the weights that it was loaded with."""
+    save_folder(inpainter, tmp_path, dtype=torch.float32)
+    loaded = LatentDiffusion.load(tmp_path)
+    other = copy.deepcopy(inpainter)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    save_folder(other, tmp_path, dtype=torch.float32)
+    assert torch.equal(loaded.unet.conv_out.weight, inpainter.unet.conv_out.weight)
+    assert not LatentDiffusion.load(tmp_path).unet.conv_out.weight.any()
+
+
 def load_fails(folder: Path, *parts: str) -> None:
     with pytest.raises(WeightsError) as caught:
         LatentDiffusion.load(folder)
@@ -129,13 +247,13 @@ def test_broken_tokenizers(folder: Path) -> None:
     (tokenizer / "tokenizer.json").write_text('{"version": ')
     load_fails(folder, "tokenizer.json is not JSON")
     (tokenizer / "tokenizer.json").write_text('{"version": "7"}')
-    load_fails(folder, "no CLIP tokenizer can be read")
+    load_fails(folder, "no CLIPTokenizer can be read")
     (tokenizer / "tokenizer.json").unlink()
     LatentDiffusion.load(folder)  # vocab.json and merges.txt, the older layout, are enough
     (tokenizer / "merges.txt").unlink()
     load_fails(folder, "merges.txt is missing")
     (tokenizer / "vocab.json").unlink()
-    load_fails(folder, "vocab.json cannot be read")
+    load_fails(folder, "vocab.json is missing")
 
 
 def test_a_tokenizer_larger_than_the_text_encoder(folder: Path) -> None:
