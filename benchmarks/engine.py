@@ -125,7 +125,7 @@ def diffusers_step(one: Case, dtype: Dtype, rows: int) -> Run:
     z = one.model.autoencoder.config.latent_channels
     x = torch.randn(rows, z, one.side, one.side, dtype=unet.dtype)
     extra = torch.randn(2 * rows, config.in_channels - z, one.side, one.side, dtype=unet.dtype)
-    context = torch.randn(2 * rows, one.model.conditioner.max_tokens, config.cross_attention_dim, dtype=unet.dtype)
+    context = torch.randn(2 * rows, one.model.conditioner.max_tokens, config.context_width, dtype=unet.dtype)
     t = scheduler.timesteps[7]
 
     def run(_: int) -> object:

@@ -26,12 +26,29 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return weights.softmax(dim=-1) @ v
 
 
-class Attention(nn.Module):
-    """Multi-head attention whose keys and values come from `context_dim` wide tokens (or from x itself)."""
+def upcast_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`plain_attention` with scores in fp32 whatever the inputs are."""
+    weights: Tensor = (q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(-1, -2)
+    return weights.softmax(dim=-1).to(v.dtype) @ v
 
-    def __init__(self, dim: int, heads: int, context_dim: int | None = None, *, bias: bool = False) -> None:
+
+def attend_with(attend: AttendFn, *, upcast: bool) -> AttendFn:
+    """`attend` in the form that keeps scores in fp32, if `upcast`: the fused kernels have them so anyway."""
+    return upcast_attention if upcast and attend is plain_attention else attend
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values come from `context_dim` wide tokens (or from x itself).
+
+    `upcast`: scores may leave the range or the precision of half floats.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, context_dim: int | None = None, *, bias: bool = False, upcast: bool = False
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.upcast = upcast
         self.attend: AttendFn = fused_attention
         self.to_q = nn.Linear(dim, dim, bias=bias)
         self.to_k = nn.Linear(context_dim or dim, dim, bias=bias)
@@ -52,6 +69,19 @@ class Attention(nn.Module):
         h = self.attend(self._split(self.to_q(x)), k, v)
         out: Tensor = self.to_out[0](h.transpose(1, 2).flatten(2))
         return out
+
+
+class PixelAttention(Attention):
+    """Self-attention over the pixels of a map, with its own norm (None: without) and residual, [N, C, H, W]."""
+
+    def __init__(self, channels: int, heads: int, *, groups: int | None, eps: float) -> None:
+        super().__init__(channels, heads, bias=True)
+        self.group_norm = nn.Identity() if groups is None else nn.GroupNorm(groups, channels, eps=eps)
+
+    def forward(self, x: Tensor, kvs: object = None) -> Tensor:
+        """Called as a SpatialTransformer; takes no entry of `kvs`."""
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # [N, HW, C]
+        return x + super().forward(tokens).transpose(1, 2).reshape(x.shape)
 
 
 class GEGLU(nn.Module):
@@ -79,20 +109,37 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, text attention, feed-forward, each pre-normed and residual."""
+    """Self-attention, text attention, feed-forward, each pre-normed and residual.
 
-    def __init__(self, dim: int, heads: int, context_dim: int) -> None:
+    With `only_cross` the first attends to the text as well.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, context_dim: int, *, only_cross: bool = False, upcast: bool = False
+    ) -> None:
         super().__init__()
+        self.only_cross = only_cross
         self.norm1 = nn.LayerNorm(dim)
-        self.attn1 = Attention(dim, heads)
+        self.attn1 = Attention(dim, heads, context_dim if only_cross else None, upcast=upcast)
         self.norm2 = nn.LayerNorm(dim)
-        self.attn2 = Attention(dim, heads, context_dim)
+        self.attn2 = Attention(dim, heads, context_dim, upcast=upcast)
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, x: Tensor, kv: KeyValue) -> Tensor:
-        """x [P or kP, L, C], kv of kP rows -> [kP, L, C]: text attention is where rows first differ by text."""
-        x = x + self.attn1(self.norm1(x))
+    @property
+    def text_attentions(self) -> tuple[Attention, ...]:
+        """Those that take an entry of `kvs`, in that order."""
+        return (self.attn1, self.attn2) if self.only_cross else (self.attn2,)
+
+    def forward(self, x: Tensor, kvs: Iterator[KeyValue]) -> Tensor:
+        """x [P or kP, L, C], kvs of kP rows -> [kP, L, C]: text attention is where rows first differ by text."""
+        if self.only_cross:
+            kv = next(kvs)
+            x = expand_rows(x, kv[0].shape[0])
+            x = x + self.attn1(self.norm1(x), kv)
+        else:
+            x = x + self.attn1(self.norm1(x))
+        kv = next(kvs)
         x = expand_rows(x, kv[0].shape[0])
         x = x + self.attn2(self.norm2(x), kv)
         out: Tensor = x + self.ff(self.norm3(x))
@@ -102,16 +149,35 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer blocks over the pixels of a feature map, with an outer residual (diffusers' `Transformer2DModel`)."""
 
-    def __init__(self, dim: int, heads: int, context_dim: int, *, depth: int, groups: int, linear: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        context_dim: int,
+        *,
+        depth: int,
+        groups: int,
+        linear: bool,
+        only_cross: bool = False,
+        upcast: bool = False,
+    ) -> None:
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
         self.proj_in = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(dim, heads, context_dim) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(dim, heads, context_dim, only_cross=only_cross, upcast=upcast) for _ in range(depth)
+        )
         self.proj_out = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
 
+    @property
+    def text_attentions(self) -> Iterator[Attention]:
+        for block in self.transformer_blocks:
+            assert isinstance(block, TransformerBlock)
+            yield from block.text_attentions
+
     def forward(self, x: Tensor, kvs: Iterator[KeyValue]) -> Tensor:
-        """x [P or kP, C, H, W]; takes one entry of `kvs` per block -> [kP, C, H, W]."""
+        """x [P or kP, C, H, W]; takes an entry of `kvs` per text attention -> [kP, C, H, W]."""
         size = x.shape[-2:]
         h = self.norm(x)
         if not self.linear:
@@ -120,7 +186,7 @@ class SpatialTransformer(nn.Module):
         if self.linear:
             h = self.proj_in(h)
         for block in self.transformer_blocks:
-            h = block(h, next(kvs))
+            h = block(h, kvs)
         if self.linear:
             h = self.proj_out(h)
         h = h.transpose(1, 2).unflatten(-1, size)
@@ -134,4 +200,4 @@ def set_attention(module: nn.Module, attend: AttendFn) -> None:
     """Use `attend` in every attention below `module`."""
     for child in module.modules():
         if isinstance(child, Attention):
-            child.attend = attend
+            child.attend = attend_with(attend, upcast=child.upcast)

@@ -1,18 +1,20 @@
-"""First stage: pixels <-> latents, KL-regularised (Rombach et al. 2022, section 3.1 and appendix G).
+"""First stage: pixels <-> latents, KL-regularised or with a codebook (Rombach et al. 2022, section 3.1, appendix G).
 
 Pixels are [N, 3, H, W] in [-1, 1]; latents are [N, z, H/f, W/f]. *Scaled* latents (times `scaling_factor`, about unit
-variance) are what diffusion works on; `encode` and `decode` speak unscaled ones.
+variance) are what diffusion works on; `encode` and `decode` speak unscaled ones. With a codebook the latents are those
+before quantising, which is the decoder's first step (section 3.1: the quantisation is absorbed by the decoder).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Attention
+from models.attention import PixelAttention
 from models.config import AutoencoderConfig
 from models.layers import Downsample, ResnetBlock, Upsample
 
@@ -20,14 +22,15 @@ EPS = 1e-6  # every norm of the published autoencoders
 
 
 class Posterior(NamedTuple):
-    """Diagonal Gaussian q(z|x): mean and log-variance, each [N, z, h, w]."""
+    """Diagonal Gaussian q(z|x): mean and log-variance, each [N, z, h, w]. A `deterministic` one is its mean alone."""
 
     mean: Tensor
     logvar: Tensor
+    deterministic: bool = False
 
     def sample(self, noise: Tensor) -> Tensor:
         """mean + std * noise, noise of the mean's shape."""
-        return self.mean + torch.exp(0.5 * self.logvar) * noise
+        return self.mean if self.deterministic else self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
         """KL(q || N(0, I)) summed over each picture, [N]."""
@@ -38,16 +41,24 @@ def _resnet(config: AutoencoderConfig, in_channels: int, out_channels: int) -> R
     return ResnetBlock(in_channels, out_channels, groups=config.norm_num_groups, eps=EPS, time_dim=None)
 
 
-class PixelAttention(Attention):
-    """Single-head self-attention of the middle block, with its own norm and residual, on [N, C, H, W]."""
+def _attention(config: AutoencoderConfig, channels: int) -> PixelAttention:
+    return PixelAttention(channels, heads=1, groups=config.norm_num_groups, eps=EPS)
 
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__(channels, heads=1, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
 
-    def forward(self, x: Tensor, kv: object = None) -> Tensor:
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # [N, HW, C]
-        return x + super().forward(tokens).transpose(1, 2).reshape(x.shape)
+def _layers(config: AutoencoderConfig, level: int, sources: Iterable[int]) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Residual blocks of a level, and the attention that follows each, if any."""
+    width = config.block_out_channels[level]
+    resnets = [_resnet(config, source, width) for source in sources]
+    attentions = [_attention(config, width) for _ in resnets if level in config.attention_levels]
+    return nn.ModuleList(resnets), nn.ModuleList(attentions)
+
+
+def _run(resnets: nn.ModuleList, attentions: nn.ModuleList, h: Tensor) -> Tensor:
+    for index, resnet in enumerate(resnets):
+        h = resnet(h)
+        if attentions:
+            h = attentions[index](h)
+    return h
 
 
 class MidBlock(nn.Module):
@@ -55,8 +66,7 @@ class MidBlock(nn.Module):
         super().__init__()
         width = config.block_out_channels[-1]
         self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
-        attention = [PixelAttention(width, config.norm_num_groups)] if config.mid_block_add_attention else []
-        self.attentions = nn.ModuleList(attention)
+        self.attentions = nn.ModuleList([_attention(config, width)] if config.mid_block_add_attention else [])
 
     def forward(self, h: Tensor) -> Tensor:
         h = self.resnets[0](h)
@@ -71,13 +81,14 @@ class EncoderBlock(nn.Module):
         super().__init__()
         widths = config.block_out_channels
         sources = [widths[max(level - 1, 0)]] + [widths[level]] * (config.layers_per_block - 1)
-        self.resnets = nn.ModuleList(_resnet(config, source, widths[level]) for source in sources)
+        self.resnets, self.attentions = _layers(config, level, sources)
         last = level == len(widths) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(widths[level], asymmetric=True)])
 
     def forward(self, h: Tensor) -> Tensor:
-        for module in (*self.resnets, *self.downsamplers):
-            h = module(h)
+        h = _run(self.resnets, self.attentions, h)
+        for downsampler in self.downsamplers:
+            h = downsampler(h)
         return h
 
 
@@ -88,13 +99,19 @@ class DecoderBlock(nn.Module):
         super().__init__()
         widths = config.block_out_channels
         sources = [widths[min(level + 1, len(widths) - 1)]] + [widths[level]] * config.layers_per_block
-        self.resnets = nn.ModuleList(_resnet(config, source, widths[level]) for source in sources)
+        self.resnets, self.attentions = _layers(config, level, sources)
         self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(widths[level])])
 
     def forward(self, h: Tensor) -> Tensor:
-        for module in (*self.resnets, *self.upsamplers):
-            h = module(h)
+        h = _run(self.resnets, self.attentions, h)
+        for upsampler in self.upsamplers:
+            h = upsampler(h)
         return h
+
+
+def _moments(config: AutoencoderConfig) -> int:
+    """Channels that the encoder puts out: means and log-variances, with a codebook the latents alone."""
+    return config.latent_channels if config.codebook_size is not None else 2 * config.latent_channels
 
 
 class Encoder(nn.Module):
@@ -105,7 +122,7 @@ class Encoder(nn.Module):
         self.down_blocks = nn.ModuleList(EncoderBlock(config, level) for level in range(len(widths)))
         self.mid_block = MidBlock(config)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=EPS)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], _moments(config), 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -133,21 +150,55 @@ class Decoder(nn.Module):
         return out
 
 
+class Codebook(nn.Module):
+    """`embedding.weight` [K, z] are the codes; they stay in fp32, as the search for the nearest one does."""
+
+    PIXELS = 1024
+    """So many at a time, which bounds the table of distances."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(size, width)
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """[N, z, h, w] -> indices [N, h, w]."""
+        pixels = latents.movedim(1, -1).flatten(0, -2).float()  # [Nhw, z]
+        codes = self.embedding.weight.float()
+        # Not by matrix products, which would lose digits where codes are close.
+        exact = "donot_use_mm_for_euclid_dist"
+        parts = [
+            torch.cdist(part, codes, compute_mode=exact).argmin(dim=1) for part in torch.split(pixels, self.PIXELS)
+        ]
+        return torch.cat(parts).view(latents.shape[0], *latents.shape[2:])
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Every pixel's nearest code in its place, in fp32."""
+        codes: Tensor = self.embedding(self.nearest(latents))
+        return codes.movedim(-1, 1)
+
+
 class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        z, moments, codes = config.latent_channels, _moments(config), config.codebook_size
+        self.quant_conv = nn.Conv2d(moments, moments, 1) if config.use_quant_conv else nn.Identity()
+        self.quantize = Codebook(codes, z) if codes is not None else None
+        self.post_quant_conv = nn.Conv2d(z, z, 1) if config.use_post_quant_conv else nn.Identity()
 
     def encode(self, pixels: Tensor) -> Posterior:
         """Pixels in [-1, 1], sides multiples of f -> posterior over unscaled latents; logvar clamped to [-30, 20]."""
-        mean, logvar = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
+        moments = self.quant_conv(self.encoder(pixels))
+        if self.quantize is not None:
+            return Posterior(moments, torch.full_like(moments, -30.0), deterministic=True)
+        mean, logvar = moments.chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Unscaled latents -> pixels, about [-1, 1] (not clamped)."""
-        out: Tensor = self.decoder(self.post_quant_conv(latents))
+        """Unscaled latents, best in fp32 -> pixels, about [-1, 1] (not clamped), in the dtype of the weights."""
+        if self.quantize is not None:
+            latents = self.quantize(latents)
+        out: Tensor = self.decoder(self.post_quant_conv(latents.to(self.decoder.conv_in.weight.dtype)))
         return out

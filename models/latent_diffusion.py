@@ -17,6 +17,7 @@ from models.tasks import PictureRequest, Task, finish, prepare
 from models.text import TextEncoder
 from models.tiling import TiledDecoding
 from models.unet import UNet
+from models.weights_io.files import Reading
 from models.weights_io.folder import load_parts
 
 OnStep = Callable[[int, int], None]
@@ -58,9 +59,12 @@ class LatentDiffusion(nn.Module):
             raise UnsupportedStructure("an upscaler, and no other model, has num_class_embeds and a low_res_scheduler")
 
     @classmethod
-    def load(cls, folder: str | Path) -> LatentDiffusion:
-        """A diffusers folder, in fp32 on the CPU, in eval mode and frozen; raises as `load_parts` does."""
-        return cls(*load_parts(Path(folder))).eval().requires_grad_(False)
+    def load(cls, path: str | Path, dtype: torch.dtype | None = None) -> LatentDiffusion:
+        """A diffusers folder on the CPU, in eval mode and frozen, in fp32 unless `dtype` says otherwise.
+
+        Raises as `load_parts` does.
+        """
+        return cls(*load_parts(Path(path), Reading(dtype or torch.float32))).eval().requires_grad_(False)
 
     @property
     def inpaints(self) -> bool:
@@ -90,25 +94,27 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def posterior(self, pixels: Tensor) -> Posterior:
         """Pixels [1, 3, H, W] in [-1, 1] -> q(z|x) in fp32 on the CPU, where the generators are."""
-        weight = self.autoencoder.quant_conv.weight
+        weight = self.autoencoder.encoder.conv_in.weight
         posterior = self.autoencoder.encode(pixels.to(weight.device, weight.dtype))
-        return Posterior(posterior.mean.float().cpu(), posterior.logvar.float().cpu())
+        return posterior._replace(mean=posterior.mean.float().cpu(), logvar=posterior.logvar.float().cpu())
 
     def blank_posterior(self, height: int, width: int) -> Posterior:
         """`posterior` of a grey picture of `height` x `width` pixels: what an inpainting model sees of no picture."""
         return self.posterior(torch.zeros(1, self.autoencoder.config.in_channels, height, width))
 
     def scaled_sample(self, posterior: Posterior, generator: torch.Generator) -> Tensor:
-        """Scaled latents [1, z, h, w], drawn from the posterior."""
+        """Scaled latents [1, z, h, w], drawn from the posterior; a deterministic one draws nothing."""
+        if posterior.deterministic:
+            return posterior.mean * self.autoencoder.config.scaling_factor
         noise = torch.randn(posterior.mean.shape, generator=generator, dtype=torch.float32)
         return posterior.sample(noise) * self.autoencoder.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Scaled latents [1, z, h, w] -> pixels [1, 3, H, W] in fp32, about [-1, 1]."""
-        weight = self.autoencoder.quant_conv.weight
+        weight = self.autoencoder.encoder.conv_in.weight
         unscaled = latents / self.autoencoder.config.scaling_factor
-        return self.autoencoder.decode(unscaled.to(weight.device, weight.dtype)).float()
+        return self.autoencoder.decode(unscaled.to(weight.device)).float()
 
     def decoding(self, latents: Tensor) -> TiledDecoding:
         """`decode_latents` in pieces that bound memory and time, [1, 3, H, W] as well; one piece for usual sizes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,27 +41,66 @@ class TimestepMLP(nn.Module):
         return out
 
 
-class ResnetBlock(nn.Module):
-    """GroupNorm, SiLU, conv, twice, with the time embedding added between and a 1x1 shortcut where widths differ."""
+Resample = Literal["down", "up"]
 
-    def __init__(self, in_channels: int, out_channels: int, *, groups: int, eps: float, time_dim: int | None) -> None:
+
+class ResnetBlock(nn.Module):
+    """GroupNorm, SiLU, conv, twice, and a 1x1 shortcut where widths differ.
+
+    The time embedding shifts what comes in between, with `scale_shift` after scaling it (Dhariwal & Nichol 2021,
+    section 3). A block with `resample` halves or doubles the map before its first conv, and its residual alike.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        time_dim: int | None,
+        scale_shift: bool = False,
+        resample: Resample | None = None,
+    ) -> None:
         super().__init__()
+        self.scale_shift = scale_shift
+        self.resample = resample
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_dim, out_channels) if time_dim is not None else None
+        time_channels = 2 * out_channels if scale_shift else out_channels
+        self.time_emb_proj = nn.Linear(time_dim, time_channels) if time_dim is not None else None
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """x [N, Cin, H, W], emb [N or N/k, E] -> [N, Cout, H, W]."""
-        h: Tensor = self.conv1(F.silu(self.norm1(x)))
+    def forward(self, x: Tensor, emb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """x [N, Cin, H, W], emb [N or N/k, E] -> [N, Cout, H', W']; one that doubles does so to `size` if given."""
+        h: Tensor = F.silu(self.norm1(x))
+        if self.resample is not None:
+            h, x = resample(h, self.resample, size), resample(x, self.resample, size)
+        h = self.conv1(h)
         if self.time_emb_proj is not None and emb is not None:
-            shift = expand_rows(self.time_emb_proj(F.silu(emb)), x.shape[0])
-            h = h + shift[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+            time = expand_rows(self.time_emb_proj(F.silu(emb)), x.shape[0])[:, :, None, None]
+            if self.scale_shift:
+                scale, shift = time.chunk(2, dim=1)
+                h = self.norm2(h) * (1 + scale) + shift
+            else:
+                h = self.norm2(h + time)
+        else:
+            h = self.norm2(h)
+        h = self.conv2(F.silu(h))
         shortcut: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return shortcut + h
+
+
+def resample(x: Tensor, how: Resample, size: tuple[int, int] | None = None) -> Tensor:
+    """Means of 2x2 pixels, or every pixel twice in each direction, or to `size`."""
+    if how == "down":
+        out: Tensor = F.avg_pool2d(x, 2)
+        return out
+    scale = 2.0 if size is None else None
+    doubled: Tensor = F.interpolate(x, size=size, scale_factor=scale, mode="nearest")
+    return doubled
 
 
 class Downsample(nn.Module):
@@ -71,7 +111,8 @@ class Downsample(nn.Module):
         self.asymmetric = asymmetric
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        """Called as a ResnetBlock that halves; takes no part of `emb`."""
         out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
         return out
 
@@ -83,7 +124,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        x = F.interpolate(x, size=size, mode="nearest") if size else F.interpolate(x, scale_factor=2.0, mode="nearest")
-        out: Tensor = self.conv(x)
+    def forward(self, x: Tensor, emb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """Called as a ResnetBlock that doubles; takes no part of `emb`."""
+        out: Tensor = self.conv(resample(x, "up", size))
         return out

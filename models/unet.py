@@ -1,4 +1,4 @@
-"""The denoising UNet epsilon_theta(z_t, t, tau(y)) of LDM with cross-attention (Rombach et al. 2022, section 3.3).
+"""The denoising UNet epsilon_theta(z_t, t, tau(y)) of LDM (Rombach et al. 2022, section 3.3), with or without text.
 
 One interface serves training, `render` and the engine:
 `embed` (depends on t alone), `project_context` (on the text alone), `denoise` (the rest); `forward` composes the three.
@@ -12,38 +12,66 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Attention, KeyValue, SpatialTransformer
+from models.attention import Attention, KeyValue, PixelAttention, SpatialTransformer
 from models.config import UNetConfig
-from models.layers import Downsample, ResnetBlock, TimestepMLP, Upsample, expand_rows, timestep_embedding
+from models.layers import Downsample, Resample, ResnetBlock, TimestepMLP, Upsample, expand_rows, timestep_embedding
 
 
-def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock:
+def _resnet(config: UNetConfig, in_channels: int, out_channels: int, resample: Resample | None = None) -> ResnetBlock:
     return ResnetBlock(
-        in_channels, out_channels, groups=config.norm_num_groups, eps=config.norm_eps, time_dim=config.time_embed_dim
+        in_channels,
+        out_channels,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        time_dim=config.time_embed_dim,
+        scale_shift=config.resnet_time_scale_shift == "scale_shift",
+        resample=resample,
     )
 
 
-def _transformer(config: UNetConfig, level: int) -> SpatialTransformer:
+def _transformer(config: UNetConfig, level: int, *, only_cross: bool) -> SpatialTransformer:
+    assert config.cross_attention_dim is not None
     return SpatialTransformer(
         config.block_out_channels[level],
         config.heads[level],
         config.cross_attention_dim,
-        depth=config.transformer_layers_per_block,
+        depth=config.depths[level],
         groups=config.norm_num_groups,
         linear=config.use_linear_projection,
+        only_cross=only_cross,
+        upcast=config.upcast_attention,
     )
+
+
+def _attentions(config: UNetConfig, level: int, block_type: str, number: int) -> nn.ModuleList:
+    """What follows each of `number` residual blocks; empty for types without attention."""
+    if block_type.startswith("CrossAttn"):
+        only_cross = config.only_cross[level]
+        return nn.ModuleList(_transformer(config, level, only_cross=only_cross) for _ in range(number))
+    if block_type.startswith("Attn"):
+        width, heads = config.block_out_channels[level], config.heads[level]
+        groups, eps = config.norm_num_groups, config.norm_eps
+        return nn.ModuleList(PixelAttention(width, heads, groups=groups, eps=eps) for _ in range(number))
+    return nn.ModuleList()
+
+
+def _resamples_in_resnet(block_type: str, type_with_attention: str) -> bool:
+    return block_type.startswith("Resnet") or (block_type.startswith("Attn") and type_with_attention == "resnet")
 
 
 class DownBlock(nn.Module):
     def __init__(self, config: UNetConfig, level: int) -> None:
         super().__init__()
-        widths = config.block_out_channels
-        sources = [widths[max(level - 1, 0)]] + [widths[level]] * (config.layers_per_block - 1)
-        self.resnets = nn.ModuleList(_resnet(config, source, widths[level]) for source in sources)
-        cross = config.down_block_types[level] == "CrossAttnDownBlock2D"
-        self.attentions = nn.ModuleList(_transformer(config, level) for _ in sources if cross)
-        last = level == len(widths) - 1
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(widths[level], asymmetric=False)])
+        widths, block_type = config.block_out_channels, config.down_block_types[level]
+        width = widths[level]
+        sources = [widths[max(level - 1, 0)]] + [width] * (config.layers_per_block - 1)
+        self.resnets = nn.ModuleList(_resnet(config, source, width) for source in sources)
+        self.attentions = _attentions(config, level, block_type, len(sources))
+        self.downsamplers = nn.ModuleList()
+        if level < len(widths) - 1:
+            in_resnet = _resamples_in_resnet(block_type, config.downsample_type)
+            half = _resnet(config, width, width, "down") if in_resnet else Downsample(width, asymmetric=False)
+            self.downsamplers.append(half)
 
     def forward(self, h: Tensor, emb: Tensor, kvs: Iterator[KeyValue], skips: list[Tensor]) -> Tensor:
         for index, resnet in enumerate(self.resnets):
@@ -52,7 +80,7 @@ class DownBlock(nn.Module):
                 h = self.attentions[index](h, kvs)
             skips.append(h)
         for downsampler in self.downsamplers:
-            h = downsampler(h)
+            h = downsampler(h, emb)
             skips.append(h)
         return h
 
@@ -60,12 +88,20 @@ class DownBlock(nn.Module):
 class MidBlock(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
-        width = config.block_out_channels[-1]
+        level = len(config.block_out_channels) - 1
+        width = config.block_out_channels[level]
         self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
-        self.attentions = nn.ModuleList([_transformer(config, len(config.block_out_channels) - 1)])
+        self.attentions = nn.ModuleList()
+        if config.cross_attention_dim is not None:
+            self.attentions.append(_transformer(config, level, only_cross=False))
+        elif config.add_attention:
+            groups, eps = config.middle_norm_groups, config.norm_eps
+            self.attentions.append(PixelAttention(width, config.heads[level], groups=groups, eps=eps))
 
     def forward(self, h: Tensor, emb: Tensor, kvs: Iterator[KeyValue]) -> Tensor:
-        h = self.attentions[0](self.resnets[0](h, emb), kvs)
+        h = self.resnets[0](h, emb)
+        for attention in self.attentions:
+            h = attention(h, kvs)
         out: Tensor = self.resnets[1](h, emb)
         return out
 
@@ -75,18 +111,18 @@ class UpBlock(nn.Module):
 
     def __init__(self, config: UNetConfig, level: int) -> None:
         super().__init__()
-        widths = config.block_out_channels
+        widths, block_type = config.block_out_channels, config.up_block_types[-1 - level]
+        width = widths[level]
         layers = config.layers_per_block + 1
         deeper = widths[min(level + 1, len(widths) - 1)]
         shallower = widths[max(level - 1, 0)]
-        sources = [
-            (deeper if j == 0 else widths[level], shallower if j == layers - 1 else widths[level])
-            for j in range(layers)
-        ]
-        self.resnets = nn.ModuleList(_resnet(config, h + skip, widths[level]) for h, skip in sources)
-        cross = config.up_block_types[len(widths) - 1 - level] == "CrossAttnUpBlock2D"
-        self.attentions = nn.ModuleList(_transformer(config, level) for _ in sources if cross)
-        self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(widths[level])])
+        sources = [(deeper if j == 0 else width) + (shallower if j == layers - 1 else width) for j in range(layers)]
+        self.resnets = nn.ModuleList(_resnet(config, source, width) for source in sources)
+        self.attentions = _attentions(config, level, block_type, layers)
+        self.upsamplers = nn.ModuleList()
+        if level > 0:
+            in_resnet = _resamples_in_resnet(block_type, config.upsample_type)
+            self.upsamplers.append(_resnet(config, width, width, "up") if in_resnet else Upsample(width))
 
     def forward(self, h: Tensor, emb: Tensor, kvs: Iterator[KeyValue], skips: list[Tensor]) -> Tensor:
         for index, resnet in enumerate(self.resnets):
@@ -96,7 +132,7 @@ class UpBlock(nn.Module):
         for upsampler in self.upsamplers:
             # The next skip's size, so that odd sizes come back as they went down.
             height, width = skips[-1].shape[-2:]
-            h = upsampler(h, (height, width))
+            h = upsampler(h, emb, (height, width))
         return h
 
 
@@ -139,10 +175,7 @@ class UNet(nn.Module):
         for part in (self.down_blocks, self.mid_block, self.up_blocks):
             for module in part.modules():
                 if isinstance(module, SpatialTransformer):
-                    for block in module.transformer_blocks:
-                        attention = block.attn2
-                        assert isinstance(attention, Attention)
-                        yield attention
+                    yield from module.text_attentions
 
     def project_context(self, context: Tensor) -> list[KeyValue]:
         """Text tokens [kP, L, D] -> keys and values [kP, heads, L, d] of every text attention; once per picture."""
@@ -151,7 +184,7 @@ class UNet(nn.Module):
     def denoise(self, x: Tensor, emb: Tensor, kv: Sequence[KeyValue]) -> Tensor:
         """x [P, Cin, H, W], emb [P, E], kv of kP rows ordered [unconditional P | conditional P] -> [kP, Cout, H, W].
 
-        What comes before the first text attention runs on P rows.
+        What comes before the first text attention runs on P rows; without one, all does, and `kv` is empty.
         """
         kvs = iter(kv)
         h = self.conv_in(x)
@@ -168,5 +201,6 @@ class UNet(nn.Module):
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
         return out
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.denoise(x, self.embed(t, labels), self.project_context(context))
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """`context` None for a structure without text attention."""
+        return self.denoise(x, self.embed(t, labels), [] if context is None else self.project_context(context))

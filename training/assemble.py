@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from models.autoencoder import Autoencoder
 from models.latent_diffusion import LatentDiffusion
@@ -91,11 +92,14 @@ def with_scaling_factor(autoencoder: Autoencoder, scaling_factor: float) -> Auto
     rescaled = Autoencoder(dataclasses.replace(autoencoder.config, scaling_factor=scaling_factor))
     rescaled.load_state_dict(autoencoder.state_dict())
     z = autoencoder.config.latent_channels
-    assert rescaled.quant_conv.bias is not None
-    rescaled.quant_conv.weight[:z] *= ratio
-    rescaled.quant_conv.bias[:z] *= ratio
-    rescaled.quant_conv.bias[z:] += 2 * math.log(ratio)
-    rescaled.post_quant_conv.weight /= ratio
+    into, out_of = rescaled.quant_conv, rescaled.post_quant_conv
+    assert isinstance(into, nn.Conv2d)
+    assert isinstance(out_of, nn.Conv2d)
+    assert into.bias is not None
+    into.weight[:z] *= ratio
+    into.bias[:z] *= ratio
+    into.bias[z:] += 2 * math.log(ratio)
+    out_of.weight /= ratio
     return rescaled.eval().requires_grad_(False)
 
 

@@ -116,6 +116,7 @@ def initialise(autoencoder: Autoencoder) -> Autoencoder:
     for module in autoencoder.modules():
         if isinstance(module, ResnetBlock):
             module.conv2.weight.mul_(0.1)
+    assert isinstance(autoencoder.quant_conv, nn.Conv2d)
     assert autoencoder.quant_conv.bias is not None
     autoencoder.quant_conv.bias[autoencoder.config.latent_channels :] = -6.0
     return autoencoder

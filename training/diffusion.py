@@ -153,7 +153,7 @@ def new_denoiser(tokenizer_folder: Path, seed: int) -> Denoiser:
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
     unet = UNet(SMALL_UNET)
-    text_encoder = TextEncoder.create(tokenizer, text_config(tokenizer, SMALL_UNET.cross_attention_dim, 2, 3))
+    text_encoder = TextEncoder.create(tokenizer, text_config(tokenizer, SMALL_UNET.context_width, 2, 3))
     initialise(unet, text_encoder)
     return Denoiser(unet, text_encoder)
 

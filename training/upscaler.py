@@ -98,7 +98,7 @@ def new_upscaler(tokenizer_folder: Path, seed: int) -> Denoiser:
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
     unet = UNet(SMALL_X4_UNET)
-    text_encoder = TextEncoder.create(tokenizer, text_config(tokenizer, SMALL_X4_UNET.cross_attention_dim, 1, 1))
+    text_encoder = TextEncoder.create(tokenizer, text_config(tokenizer, SMALL_X4_UNET.context_width, 1, 1))
     initialise(unet, text_encoder)
     return Denoiser(unet, text_encoder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -11,9 +11,11 @@ class UnsupportedStructure(ValueError):
     """A config asks for something that these modules do not implement."""
 
 
-def known_fields(cls: type[Any], data: Mapping[str, Any], off: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """The dataclass fields in `data`; every other key must be private or stand in `off` with an allowed value."""
-    names = {field.name for field in dataclasses.fields(cls)}
+def known_fields(
+    cls: type[Any], data: Mapping[str, Any], off: Mapping[str, tuple[Any, ...]], *, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """The dataclass fields (but `without`) in `data`; any other key is private or has a value that `off` allows."""
+    names = {field.name for field in dataclasses.fields(cls)}.difference(without)
     for key, value in data.items():
         if key in names or key.startswith("_"):
             continue
@@ -30,7 +32,25 @@ def check_sizes(config: object, *names: str) -> None:
             raise UnsupportedStructure(f"{type(config).__name__}: {name}={value!r}; expected one positive integer")
 
 
-def check_groups(widths: tuple[int, ...], groups: int) -> None:
+def check_choices(config: object, **choices: Collection[Any]) -> None:
+    for name, allowed in choices.items():
+        value = getattr(config, name)
+        if value not in allowed:
+            expected = " or ".join(map(repr, allowed))
+            raise UnsupportedStructure(
+                f"{type(config).__name__}: {name}={value!r} is not supported; expected {expected}"
+            )
+
+
+def check_groups(widths: Collection[int], groups: int, name: str = "norm_num_groups") -> None:
     for channels in widths:
         if channels % groups:
-            raise ValueError(f"{channels} channels cannot be split into norm_num_groups={groups}")
+            raise ValueError(f"{channels} channels cannot be split into {name}={groups}")
+
+
+def sides(sample_size: int | tuple[int, ...]) -> tuple[int, int]:
+    """(height, width) of a `sample_size`, which may be one number for both."""
+    if isinstance(sample_size, int):
+        return (sample_size, sample_size)
+    height, width = sample_size
+    return (height, width)

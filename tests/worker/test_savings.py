@@ -77,7 +77,7 @@ def test_shared_prefix_is_the_forward_of_both_halves(models: Models) -> None:
     """The plain forward repeats all rows for guidance; `denoise` does so from the first text attention on."""
     unet = models[BASE].unet
     x, t = torch.randn(3, 9, 8, 8), torch.tensor([5, 500, 900])
-    context = torch.randn(6, 24, unet.config.cross_attention_dim)
+    context = torch.randn(6, 24, unet.config.context_width)
     before, after = calls(unet.conv_in), calls(unet.conv_out)
     shared = unet(x, t, context)
     assert (before[-1], after[-1]) == (3, 6)

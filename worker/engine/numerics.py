@@ -233,5 +233,5 @@ class ExactPlan:
 
     def _by_area(self, key: LaneKey) -> int:
         """As many rows as have the pixels of a full batch of usual ones."""
-        native = max(self._residents[key.model].model.unet.config.sample_size, _SMALL) ** 2
+        native = max(*self._residents[key.model].model.unet.config.size, _SMALL) ** 2
         return max(1, self._slots * native // max(key.height * key.width, native))

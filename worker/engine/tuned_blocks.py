@@ -7,17 +7,24 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from models.attention import GEGLU, AttendFn, Attention, FeedForward, KeyValue, SpatialTransformer, TransformerBlock
-from models.autoencoder import PixelAttention
-from models.layers import ResnetBlock, expand_rows
+from models.attention import (
+    GEGLU,
+    AttendFn,
+    Attention,
+    FeedForward,
+    KeyValue,
+    PixelAttention,
+    SpatialTransformer,
+    TransformerBlock,
+)
+from models.layers import ResnetBlock, expand_rows, resample
 from worker.engine.tuned_layers import TunedConv, TunedLinear, even_silu_, to_map, to_tokens
 
 
 class LayerMaker(Protocol):
     """Makes the leaves, from the original's weights."""
 
-    @property
-    def attend(self) -> AttendFn: ...
+    def attend(self, attention: Attention) -> AttendFn: ...
 
     def linear(self, *linears: nn.Linear) -> TunedLinear:
         """Several linears of the same input become one, outputs side by side."""
@@ -45,14 +52,23 @@ class TunedResnetBlock(nn.Module):
         self.conv1, self.conv2 = make.conv(block.conv1), make.conv(block.conv2)
         self.shortcut = None if block.conv_shortcut is None else make.conv(block.conv_shortcut)
         self.shift = None if block.time_emb_proj is None else make.shift(block.time_emb_proj)
+        self.scale_shift = block.scale_shift
+        self.resample = block.resample
 
-    def forward(self, x: Tensor, shifts: Tensor | None = None) -> Tensor:
-        """x [N, Cin, H, W], shifts [N or more, all channels] -> [N, Cout, H, W]."""
-        h = self.conv1(even_silu_(self.norm1(x)))
-        if self.shift is not None and shifts is not None:
-            h += shifts[: h.shape[0], self.shift, None, None]
-        h = even_silu_(self.norm2(h))
-        return self.conv2.add(h, x if self.shortcut is None else self.shortcut(x))
+    def forward(self, x: Tensor, shifts: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """x [N, Cin, H, W], shifts [N or more, all channels] -> [N, Cout, H', W']."""
+        h = even_silu_(self.norm1(x))
+        if self.resample is not None:
+            h, x = resample(h, self.resample, size), resample(x, self.resample, size)
+        h = self.conv1(h)
+        if self.shift is None or shifts is None:
+            h = self.norm2(h)
+        elif self.scale_shift:
+            scale, shift = shifts[: h.shape[0], self.shift, None, None].chunk(2, dim=1)
+            h = self.norm2(h).mul_(1 + scale).add_(shift)
+        else:
+            h = self.norm2(h.add_(shifts[: h.shape[0], self.shift, None, None]))
+        return self.conv2.add(even_silu_(h), x if self.shortcut is None else self.shortcut(x))
 
 
 class TunedSelfAttention(nn.Module):
@@ -61,7 +77,7 @@ class TunedSelfAttention(nn.Module):
     def __init__(self, attention: Attention, make: LayerMaker) -> None:
         super().__init__()
         self.heads = attention.heads
-        self.attend = make.attend
+        self.attend = make.attend(attention)
         self.to_qkv = make.linear(attention.to_q, attention.to_k, attention.to_v)
         self.to_out = make.pointwise(attention.to_out[0])
 
@@ -76,7 +92,7 @@ class TunedTextAttention(nn.Module):
     def __init__(self, attention: Attention, make: LayerMaker) -> None:
         super().__init__()
         self.heads = attention.heads
-        self.attend = make.attend
+        self.attend = make.attend(attention)
         self.to_q = make.linear(attention.to_q)
         self.to_kv = make.linear(attention.to_k, attention.to_v)
         self.to_out = make.pointwise(attention.to_out[0])
@@ -109,13 +125,26 @@ class TunedTransformerBlock(nn.Module):
     def __init__(self, block: TransformerBlock, make: LayerMaker) -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (make.norm(one) for one in (block.norm1, block.norm2, block.norm3))
-        self.attn1 = TunedSelfAttention(block.attn1, make)
+        self.attn1 = (TunedTextAttention if block.only_cross else TunedSelfAttention)(block.attn1, make)
         self.attn2 = TunedTextAttention(block.attn2, make)
         self.ff = TunedFeedForward(block.ff, make)
 
-    def forward(self, x: Tensor, kv: KeyValue) -> Tensor:
+    @property
+    def text_attentions(self) -> Iterator[TunedTextAttention]:
+        for one in (self.attn1, self.attn2):
+            if isinstance(one, TunedTextAttention):
+                yield one
+
+    def forward(self, x: Tensor, kvs: Iterator[KeyValue]) -> Tensor:
         """x [P or kP, L, C] -> [kP, L, C]."""
-        x = expand_rows(self.attn1(self.norm1(x), x), kv[0].shape[0])
+        if isinstance(self.attn1, TunedTextAttention):
+            kv = next(kvs)
+            x = expand_rows(x, kv[0].shape[0])
+            x = self.attn1(self.norm1(x), kv, x)
+        else:
+            x = self.attn1(self.norm1(x), x)
+        kv = next(kvs)
+        x = expand_rows(x, kv[0].shape[0])
         x = self.attn2(self.norm2(x), kv, x)
         out: Tensor = self.ff(self.norm3(x), x)
         return out
@@ -133,25 +162,25 @@ class TunedTransformer(nn.Module):
     def text_attentions(self) -> Iterator[TunedTextAttention]:
         for block in self.transformer_blocks:
             assert isinstance(block, TunedTransformerBlock)
-            yield block.attn2
+            yield from block.text_attentions
 
     def forward(self, x: Tensor, kvs: Iterator[KeyValue]) -> Tensor:
         """x [P or kP, C, H, W] -> [kP, C, H, W]."""
         h = self.proj_in(to_tokens(self.norm(x)))
         for block in self.transformer_blocks:
-            h = block(h, next(kvs))
+            h = block(h, kvs)
         return to_map(self.proj_out.add(h, expand_rows(to_tokens(x), h.shape[0])), x.shape[-2:])
 
 
 class TunedPixelAttention(nn.Module):
-    """Self-attention in the middle of the autoencoder, [N, C, H, W]."""
+    """Self-attention without text, [N, C, H, W]."""
 
     def __init__(self, attention: PixelAttention, make: LayerMaker) -> None:
         super().__init__()
         self.norm = make.norm(attention.group_norm)
         self.attention = TunedSelfAttention(attention, make)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kvs: object = None) -> Tensor:
         return to_map(self.attention(to_tokens(self.norm(x)), to_tokens(x)), x.shape[-2:])
 
 

@@ -15,8 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import AttendFn, KeyValue, SpatialTransformer, fused_attention, plain_attention
-from models.autoencoder import Autoencoder, PixelAttention
+from models.attention import (
+    AttendFn,
+    Attention,
+    KeyValue,
+    PixelAttention,
+    SpatialTransformer,
+    attend_with,
+    fused_attention,
+    plain_attention,
+)
+from models.autoencoder import Codebook
 from models.latent_diffusion import LatentDiffusion
 from models.layers import ResnetBlock, expand_rows, timestep_embedding
 from models.unet import UNet
@@ -32,7 +41,8 @@ from worker.engine.tuned_layers import (
     pack_at_next_call,
 )
 
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ATTENTION: dict[str, AttendFn] = {"fused": fused_attention, "plain": plain_attention}
 
 
@@ -46,8 +56,8 @@ class Tuning:
     attention: Literal["fused", "plain"] = "fused"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16") or self.attention not in _ATTENTION:
-            raise ValueError(f"{self}: expected dtype float32 or bfloat16, attention fused or plain")
+        if self.dtype not in _DTYPES or self.attention not in _ATTENTION:
+            raise ValueError(f"{self}: expected dtype float32, bfloat16 or float16, attention fused or plain")
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -62,34 +72,38 @@ class Tuning:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return torch.float32 if self.dtype == "float32" else torch.bfloat16
+        return _DTYPES[self.dtype]
 
 
 def default_tuning(device: torch.device, dtype: Dtype = "float32") -> Tuning:
     """Fast and safe where nothing was measured."""
-    return Tuning(dtype, packed=device.type == "cpu" and can_pack())
+    return Tuning(dtype, packed=_packs(device, dtype))
 
 
 def candidates(device: torch.device, dtype: Dtype) -> list[Tuning]:
     """What is worth measuring."""
-    packings = [True, False] if device.type == "cpu" and can_pack() else [False]
+    packings = [True, False] if _packs(device, dtype) else [False]
     attentions: list[Literal["fused", "plain"]] = ["fused", "plain"] if device.type == "cpu" else ["fused"]
     return [Tuning(dtype, packed, attention) for packed, attention in itertools.product(packings, attentions)]
+
+
+def _packs(device: torch.device, dtype: Dtype) -> bool:
+    """Few CPUs compute in fp16; on the others the packed operators refuse it."""
+    return device.type == "cpu" and dtype != "float16" and can_pack()
 
 
 @torch.no_grad()
 def tune(model: LatentDiffusion, tuning: Tuning, size: tuple[int, int] | None = None) -> LatentDiffusion:
     """`size`, (height, width) of latents, is the one to be fastest at; that of the training where it is not given.
 
-    The text encoder, which runs once per text, stays as it is.
+    What runs once per text stays as it is. An autoencoder that may leave the range of fp16 runs in fp32 instead.
     """
-    autoencoder = Workshop(tuning).tree(model.autoencoder)
-    assert isinstance(autoencoder, Autoencoder)
-    unet = TunedUNet(model.unet, Workshop(tuning))
-    tuned = LatentDiffusion(unet, autoencoder, model.conditioner, model.schedule, model.low_res_schedule).eval()
+    too_wide = tuning.dtype == "float16" and model.autoencoder.config.force_upcast
+    autoencoder = Workshop(dataclasses.replace(tuning, dtype="float32") if too_wide else tuning).tree(model.autoencoder)
+    tuned = copy.copy(model)
+    tuned._modules = {**model._modules, "unet": TunedUNet(model.unet, Workshop(tuning)), "autoencoder": autoencoder}
     if tuning.packed:
-        side = model.unet.config.sample_size
-        _pack(tuned, *(size or (side, side)))
+        _pack(tuned, *(size or model.unet.config.size))
     return tuned
 
 
@@ -97,10 +111,11 @@ def _pack(model: LatentDiffusion, height: int, width: int) -> None:
     """For one size, at every start the same: bits of other sizes must not depend on what came before them."""
     latents = torch.zeros(1, model.autoencoder.config.latent_channels, height, width)
     pack_at_next_call(model.unet)
+    config = model.unet.config
     emb = model.unet.embed_time(torch.zeros(1, dtype=torch.long))
-    context = model.conditioner.encode("").to(emb.dtype)
-    x = torch.zeros(1, model.unet.config.in_channels, height, width, dtype=emb.dtype)
-    model.unet.denoise(x, emb, model.unet.project_context(context))
+    token = torch.zeros(1, 1, config.context_width, dtype=emb.dtype)
+    x = torch.zeros(1, config.in_channels, height, width, dtype=emb.dtype)
+    model.unet.denoise(x, emb, model.unet.project_context(token))
     pack_at_next_call(model.autoencoder.decoder)
     model.decoding(latents).step()
 
@@ -138,7 +153,7 @@ class TunedUNet(UNet):
             # A single row would take another kernel than two, with other bits.
             rows = expand_rows(emb, 2) if emb.shape[0] == 1 else emb
             emb = self._project_step(even_silu_(rows.clone()))[: emb.shape[0]]
-        return super().denoise(x, expand_rows(emb, kv[0][0].shape[0]), kv)
+        return super().denoise(x, expand_rows(emb, kv[0][0].shape[0]) if kv else emb, kv)
 
     def head(self, h: Tensor) -> Tensor:
         out: Tensor = self.conv_out(even_silu_(self.conv_norm_out(h)))
@@ -150,7 +165,7 @@ class Workshop:
 
     def __init__(self, tuning: Tuning) -> None:
         self.dtype = tuning.torch_dtype
-        self.attend = _ATTENTION[tuning.attention]
+        self._attend = _ATTENTION[tuning.attention]
         self.projections: list[nn.Linear] = []
         self._packed = tuning.packed
 
@@ -163,6 +178,8 @@ class Workshop:
                 return TunedTransformer(module, self)
             case PixelAttention():
                 return TunedPixelAttention(module, self)
+            case Codebook():
+                return module
             case nn.Conv2d():
                 return self.conv(module)
             case nn.GroupNorm() | nn.LayerNorm() | nn.Embedding():
@@ -170,6 +187,9 @@ class Workshop:
         tree = copy.copy(module)
         tree._modules = {name: None if one is None else self.tree(one) for name, one in module._modules.items()}
         return tree
+
+    def attend(self, attention: Attention) -> AttendFn:
+        return attend_with(self._attend, upcast=attention.upcast)
 
     def linear(self, *linears: nn.Linear) -> TunedLinear:
         weight = torch.cat([one.weight.detach() for one in linears])
