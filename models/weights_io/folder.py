@@ -31,7 +31,7 @@ class Parts(NamedTuple):
     low_res_schedule: NoiseSchedule | None
 
 
-def load_parts(folder: Path, reading: Reading) -> Parts:
+def load_parts(folder: Path, reading: Reading = Reading()) -> Parts:  # noqa: B008  # frozen
     """The parts on the CPU.
 
     Raises WeightsError for a folder that is no model, a missing or broken file, missing, unexpected or misshapen keys;
