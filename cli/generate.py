@@ -73,6 +73,7 @@ def _request(
     model: options.Model = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
+    sampler: options.SamplerOption = None,
     eta: options.Eta = None,
     seed: options.Seed = None,
     n: options.Count = 1,
@@ -85,9 +86,10 @@ def _request(
 ) -> dict[str, Any]:
     """The request fields that every task takes."""
     return given(
-        negative_prompt=negative_prompt, model=model, steps=steps, guidance_scale=guidance, eta=eta, seed=seed, n=n,
-        loras=parse_loras(loras or []), priority=priority, deadline_seconds=deadline,
-        output_format=output_format(format_, output), output_quality=quality, metadata=metadata,
+        negative_prompt=negative_prompt, model=model, steps=steps, guidance_scale=guidance,
+        sampler=sampler, eta=eta, seed=seed, n=n, loras=parse_loras(loras or []), priority=priority,
+        deadline_seconds=deadline, output_format=output_format(format_, output), output_quality=quality,
+        metadata=metadata,
     )  # fmt: skip
 
 

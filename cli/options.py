@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from contract.spec import OutputFormat, Priority
+from contract.spec import OutputFormat, Priority, Sampler
 
 Url = Annotated[str, typer.Option("--url", envvar="DARKROOM_URL", help="The server's address.")]
 ApiKey = Annotated[
@@ -49,9 +49,13 @@ Guidance = Annotated[
     float | None,
     typer.Option("--guidance", help="Guidance scale: how closely to follow the prompt.", rich_help_panel=_GENERATION),
 ]
+SamplerOption = Annotated[
+    Sampler | None,
+    typer.Option("--sampler", help="How to denoise. \\[default: ddim]", rich_help_panel=_GENERATION),
+]
 Eta = Annotated[
     float | None,
-    typer.Option("--eta", help="0 is DDIM, 1 adds the noise of DDPM at every step.", rich_help_panel=_GENERATION),
+    typer.Option("--eta", help="Of ddim: 0 adds no noise, 1 that of DDPM at every step.", rich_help_panel=_GENERATION),
 ]
 Seed = Annotated[
     int | None,

@@ -51,6 +51,28 @@ class Priority(StrEnum):
     BATCH = "batch"
 
 
+class Sampler(StrEnum):
+    """How a picture is denoised step by step; every model takes every one of them."""
+
+    DDIM = "ddim"
+    DDPM = "ddpm"
+    EULER = "euler"
+    EULER_ANCESTRAL = "euler_ancestral"
+    DPMPP_2M = "dpmpp_2m"
+
+    @property
+    def usual_name(self) -> str:
+        """As other tools write it into their files."""
+        return _SAMPLER_TITLES.get(self, self.upper())
+
+
+_SAMPLER_TITLES: Final = {
+    Sampler.EULER: "Euler",
+    Sampler.EULER_ANCESTRAL: "Euler a",
+    Sampler.DPMPP_2M: "DPM++ 2M",
+}
+
+
 class OutputFormat(StrEnum):
     """File format of the finished pictures; the value is also the file extension."""
 
@@ -106,7 +128,7 @@ class JobSpec(Document):
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     seed: int = Field(ge=0, le=MAX_SEED)
     n: int = Field(default=1, ge=1, le=64)
-    sampler: Literal["ddim"] = "ddim"
+    sampler: Sampler = Sampler.DDIM
     strength: float = Field(default=1.0, gt=0.0, le=1.0)
     noise_level: int | None = Field(default=None, ge=0, le=999)
     class_label: int | None = Field(default=None, ge=0)
@@ -128,6 +150,12 @@ class JobSpec(Document):
             raise ValueError(
                 f"{self.task} takes the inputs: {expected}; got: {', '.join(sorted(self.inputs)) or 'none'}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _eta_fits_sampler(self) -> Self:
+        if self.eta and self.sampler is not Sampler.DDIM:
+            raise ValueError(f"eta belongs to ddim; expected 0 with the sampler {self.sampler}, got {self.eta:g}")
         return self
 
     def picture_seed(self, index: int) -> int:

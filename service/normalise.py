@@ -9,7 +9,7 @@ from contract import keys
 from contract.card import ModelCard
 from contract.errors import ErrorCode
 from contract.settings import Settings
-from contract.spec import JobSpec, Task
+from contract.spec import JobSpec, Sampler, Task
 from service.problems import FieldError, ProblemError, pointer
 from service.schemas import MIN_SIDE, PictureRequest
 from service.uploads import MASK, Picture
@@ -57,6 +57,8 @@ def check_limits(request: PictureRequest, card: ModelCard, settings: Settings) -
         asked = getattr(request, field)
         if asked is not None and asked > most:
             faults.append(_wrong(field, f"expected at most {most} on this server; got {asked}"))
+    if request.eta and request.sampler is not Sampler.DDIM:
+        faults.append(_wrong("eta", f"belongs to ddim; expected 0 with {request.sampler}; got {request.eta:g}"))
     if request.class_label is not None and (card.classes is None or request.class_label >= card.classes):
         takes = f"a class from 0 to {card.classes - 1}" if card.classes else "no class: this model knows none"
         faults.append(_wrong("class_label", f"expected {takes}; got {request.class_label}"))

@@ -3,11 +3,11 @@
 The ranges here are what any Darkroom takes; a server's settings and a model's card may allow less (`normalise`).
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from contract.spec import MAX_SEED, LoraUse, OutputFormat, Priority, Task
+from contract.spec import MAX_SEED, LoraUse, OutputFormat, Priority, Sampler, Task
 
 MIN_SIDE: Final = 8
 MAX_SIDE: Final = 16384
@@ -80,7 +80,9 @@ class PictureRequest(BaseModel):
         le=100.0,
         description="classifier-free guidance: how strongly the prompt leads, 1 is without; default: the model's",
     )
-    eta: float = Field(default=0.0, ge=0.0, le=1.0, description="noise added per step: 0 is DDIM, 1 is ancestral")
+    eta: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="of ddim alone: noise added per step, none at 0, that of DDPM at 1"
+    )
     seed: int | None = Field(
         default=None,
         ge=0,
@@ -89,7 +91,11 @@ class PictureRequest(BaseModel):
         "diffusers; default: drawn, and told in the job",
     )
     n: int = Field(default=1, ge=1, le=64, description="number of pictures")
-    sampler: Literal["ddim"] = Field(default="ddim", description="how the noise is taken away step by step")
+    sampler: Sampler = Field(
+        default=Sampler.DDIM,
+        description="how the noise is taken away step by step; dpmpp_2m (DPM-Solver++) often needs the fewest steps, "
+        "ddpm and euler_ancestral add fresh noise at every step",
+    )
     class_label: int | None = Field(default=None, ge=0, description="for class-conditional models")
     loras: tuple[LoraUse, ...] = Field(default=(), max_length=8, description="adapters of the model, with weights")
     priority: Priority = Field(default=Priority.INTERACTIVE, description="interactive jobs are taken before batch jobs")

@@ -19,7 +19,7 @@ def parameters_text(spec: JobSpec, index: int, digest: str) -> str:
     """The text that users of other tools expect: prompt, negative prompt, then "Steps: 20, Sampler: DDIM, ..."."""
     values: dict[str, Any] = {
         "Steps": spec.steps,
-        "Sampler": "DDIM",
+        "Sampler": spec.sampler.usual_name,
         "CFG scale": f"{spec.guidance_scale:g}",
         "Seed": spec.picture_seed(index),
         "Size": f"{spec.width}x{spec.height}",

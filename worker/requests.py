@@ -11,8 +11,9 @@ from broker.store import ObjectMissingError, Store
 from contract.card import ModelCard
 from contract.errors import ErrorCode
 from contract.spec import JobError, JobSpec, JobWarning, Task
+from models.conditioning import Conditioner
 from models.tasks import PictureRequest
-from models.text import TextEncoder
+from models.text import TextConditioner
 
 _TASKS: Final[dict[Task, Literal["txt2img", "img2img", "inpaint", "upscale"]]] = {
     Task.TXT2IMG: "txt2img",
@@ -63,6 +64,7 @@ def picture_requests(spec: JobSpec, card: ModelCard, inputs: Mapping[str, Image.
             seed=spec.picture_seed(index),
             steps=spec.steps,
             guidance_scale=spec.guidance_scale,
+            sampler=spec.sampler.value,
             eta=spec.eta,
             strength=spec.strength,
             image=inputs.get("image"),
@@ -94,9 +96,11 @@ def usual_request(card: ModelCard, prompt: str = "", seed: int = 0, steps: int |
     )
 
 
-def prompt_warnings(spec: JobSpec, card: ModelCard, text: TextEncoder) -> tuple[JobWarning, ...]:
+def prompt_warnings(spec: JobSpec, card: ModelCard, text: Conditioner | None) -> tuple[JobWarning, ...]:
     """Names the words that the model does not read, and those that it has never seen."""
-    warnings = []
+    warnings: list[JobWarning] = []
+    if not isinstance(text, TextConditioner):
+        return ()
     for field, prompt in (("prompt", spec.prompt), ("negative_prompt", spec.negative_prompt)):
         lost = text.lost_words(prompt)
         if lost:
@@ -109,7 +113,7 @@ def prompt_warnings(spec: JobSpec, card: ModelCard, text: TextEncoder) -> tuple[
     return tuple(warnings)
 
 
-def unknown_words(prompt: str, card: ModelCard, text: TextEncoder) -> list[str]:
+def unknown_words(prompt: str, card: ModelCard, text: TextConditioner) -> list[str]:
     """Words outside the model's vocabulary, as often unknown to the tokenizer as merely never seen in training.
 
     None for a model without a stated vocabulary: its tokenizer may well split words that it knows.

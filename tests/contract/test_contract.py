@@ -25,10 +25,12 @@ from contract.spec import (
     OutputFormat,
     PictureResult,
     Priority,
+    Sampler,
     Task,
     Timings,
     UnsupportedVersionError,
 )
+from models.samplers import SAMPLERS
 
 SMALL: dict[str, Any] = {
     "id": "j1", "task": "txt2img", "model": "tiny", "width": 64, "height": 64, "steps": 4, "guidance_scale": 3.0,
@@ -80,8 +82,9 @@ def test_another_major_version_is_one_clear_error(version: object) -> None:
     "change",
     [
         {"surprise": 1}, {"steps": 0}, {"guidance_scale": float("nan")}, {"guidance_scale": float("inf")}, {"seed": -1},
-        {"seed": 2**63}, {"n": 0}, {"width": 0}, {"strength": 0.0}, {"sampler": "euler"}, {"model": "../x"},
+        {"seed": 2**63}, {"n": 0}, {"width": 0}, {"strength": 0.0}, {"sampler": "heun"}, {"model": "../x"},
         {"id": "a:b"}, {"inputs": {"image": "x"}}, {"task": "inpaint", "inputs": {"image": "x"}}, {"eta": 1.5},
+        {"eta": 0.5, "sampler": "euler"},
     ],
 )  # fmt: skip
 def test_what_a_spec_refuses(change: dict[str, Any]) -> None:
@@ -177,3 +180,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DARKROOM_MAX_QUEUE_DEPTH", "0")
     with pytest.raises(ValidationError):
         Settings()
+
+
+def test_samplers_are_those_of_the_models() -> None:
+    assert [one.value for one in Sampler] == list(SAMPLERS)

@@ -52,7 +52,7 @@ async def test_a_prompt_becomes_a_job(client: httpx.AsyncClient, worker: WorkerB
 async def test_every_field_arrives(client: httpx.AsyncClient, worker: WorkerBroker) -> None:
     asked = {
         "prompt": "größe ☕ \u202e", "negative_prompt": "blur", "model": "darkroom-small", "width": 100, "height": 33,
-        "steps": 7, "guidance_scale": 4.5, "eta": 0.25, "seed": 2**63 - 1, "n": 3, "sampler": "ddim",
+        "steps": 7, "guidance_scale": 4.5, "sampler": "dpmpp_2m", "seed": 2**63 - 1, "n": 3, "eta": 0.0,
         "priority": "batch", "deadline_seconds": 60, "output_format": "webp", "output_quality": 70, "metadata": False,
     }  # fmt: skip
     job = (await client.post("/v1/txt2img", json=asked)).raise_for_status().json()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from contract.spec import JobSpec, OutputFormat
+from contract.spec import JobSpec, OutputFormat, Sampler
 from worker.outputs import encode, encode_preview, parameters_text, picture_result
 from worker.store_outage import pauses
 
@@ -24,6 +24,8 @@ def test_parameters_text(make_spec: MakeSpec) -> None:
     assert parameters_text(spec, 1, DIGEST) == (
         "größe ☕\nSteps: 4, Sampler: DDIM, CFG scale: 3, Seed: 8, Size: 64x64, Model: tiny, Model hash: 0123456789"
     )
+    titles = [parameters_text(make_spec(sampler=one), 0, "").split("Sampler: ")[1].split(",")[0] for one in Sampler]
+    assert titles == ["DDIM", "DDPM", "Euler", "Euler a", "DPM++ 2M"]
     inputs = {"image": "inputs/a/image.png"}
     spec = make_spec(
         task="img2img", inputs=inputs, prompt="a cat", negative_prompt="dog", eta=0.5, strength=0.75, guidance_scale=2.5
