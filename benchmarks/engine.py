@@ -122,10 +122,11 @@ def diffusers_step(one: Case, dtype: Dtype, rows: int) -> Run:
     unet = unet.to(getattr(torch, dtype)).eval()
     scheduler = library.DDIMScheduler.from_config(one.model.schedule.config.to_dict())
     scheduler.set_timesteps(20)
-    z = one.model.autoencoder.config.latent_channels
+    z, text = one.model.autoencoder.config.latent_channels, one.model.conditioner
+    assert isinstance(text, TextEncoder)
     x = torch.randn(rows, z, one.side, one.side, dtype=unet.dtype)
     extra = torch.randn(2 * rows, config.in_channels - z, one.side, one.side, dtype=unet.dtype)
-    context = torch.randn(2 * rows, one.model.conditioner.max_tokens, config.context_width, dtype=unet.dtype)
+    context = torch.randn(2 * rows, text.max_tokens, config.context_width, dtype=unet.dtype)
     t = scheduler.timesteps[7]
 
     def run(_: int) -> object:
@@ -156,6 +157,7 @@ def measure_savings(one: Case, dtype: Dtype, rounds: int) -> dict[str, dict[str,
     """Median seconds of one step (of one picture for the texts) with each saving, and without it."""
     resident, rows = one.residents[dtype], 1
     unet, text = resident.model.unet, resident.model.conditioner
+    assert text is not None
     guided, plain = our_step(resident, one.lane(), rows), our_step(resident, one.lane(guided=False), rows)
     bank = Bank(resident, one.lane(), rows)
     scatter_at_random(resident, bank)

@@ -112,6 +112,8 @@ def with_diffusers(model: LatentDiffusion, scale: Scale, rows: int) -> Callable[
     """The same weights in its pipeline, eager, without previews or a progress bar."""
     diffusers: Any = importlib.import_module("diffusers")
     device, dtype = model.device, model.unet.conv_in.weight.dtype
+    text = model.conditioner
+    assert isinstance(text, TextEncoder)
     parts = {}
     for name, kind, part in (
         ("unet", "UNet2DConditionModel", model.unet),
@@ -122,8 +124,8 @@ def with_diffusers(model: LatentDiffusion, scale: Scale, rows: int) -> Callable[
         parts[name].load_state_dict(part.state_dict())
     pipeline = diffusers.StableDiffusionPipeline(
         **parts,
-        text_encoder=model.conditioner.transformer,
-        tokenizer=model.conditioner.tokenizer,
+        text_encoder=text.transformer,
+        tokenizer=text.tokenizer,
         scheduler=diffusers.DDIMScheduler.from_config(model.schedule.config.to_dict()),
         safety_checker=None,
         feature_extractor=None,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 Condition = str | int | tuple[int, ...]
@@ -29,3 +31,7 @@ class Conditioner(nn.Module, ABC):
     @abstractmethod
     def encode(self, condition: Condition) -> Tensor:
         """-> context [1, L, D] on the encoder's device. Raises ValueError for a condition of another kind."""
+
+    @abstractmethod
+    def save(self, folder: Path, dtype: torch.dtype | None) -> None:
+        """Into a model folder, as its class's `load` reads it; `dtype` None keeps each tensor's own."""

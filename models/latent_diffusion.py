@@ -1,38 +1,52 @@
-"""The assembled model: autoencoder, UNet, text encoder and schedule, as one thing to load, save and draw with."""
+"""The assembled model: autoencoder, UNet, conditioner and schedule, as one thing to load, save and draw with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from models.attention import KeyValue
 from models.autoencoder import Autoencoder, Posterior
+from models.class_label import ClassEncoder
+from models.conditioning import Condition, Conditioner
 from models.config import UnsupportedStructure
-from models.samplers import advance, guide
+from models.layout import LayoutEncoder
+from models.samplers import advance, guide, put_back
 from models.schedule import NoiseSchedule
 from models.tasks import PictureRequest, Task, finish, prepare
-from models.text import TextEncoder
+from models.text import TextConditioner
 from models.tiling import TiledDecoding
 from models.unet import UNet
 from models.weights_io.files import Reading
 from models.weights_io.folder import load_parts
 
 OnStep = Callable[[int, int], None]
+Conditioning = Literal["text", "class", "layout", "semantic", "none"]
+"""What a request must say of the picture."""
 
 
 class LatentDiffusion(nn.Module):
-    """`low_res_schedule` noises the input of an upscaler and marks the model as one."""
+    """What the UNet sees tells the model's kind. Beside the latents:
+
+    a small picture: an upscaler, noised by a `low_res_schedule` (SD x4) or as it is (LDM's super resolution);
+    a semantic map, rescaled and then mapped by the 1x1 convolution `semantic` [classes -> channels];
+    a mask and a masked picture: an inpainting model; or nothing.
+    A `conditioner` makes what it attends to, None for a UNet without a context.
+    """
 
     def __init__(
         self,
         unet: UNet,
         autoencoder: Autoencoder,
-        conditioner: TextEncoder,
+        conditioner: Conditioner | None,
         schedule: NoiseSchedule,
         low_res_schedule: NoiseSchedule | None = None,
+        semantic: nn.Conv2d | None = None,
     ) -> None:
         super().__init__()
         self.unet = unet
@@ -40,23 +54,36 @@ class LatentDiffusion(nn.Module):
         self.conditioner = conditioner
         self.schedule = schedule
         self.low_res_schedule = low_res_schedule
+        self.semantic = semantic
         self._check()
 
     def _check(self) -> None:
         """Raises UnsupportedStructure when the parts do not fit one another."""
         unet, z = self.unet.config, self.autoencoder.config.latent_channels
-        upscales = self.low_res_schedule is not None
-        expected: dict[str, tuple[int, ...]] = {
-            "in_channels": (z + self.autoencoder.config.in_channels,) if upscales else (z, 2 * z + 1),
+        expected: dict[str, tuple[int | None, ...]] = {
+            "in_channels": tuple(z + beside for beside in self._seen_beside()),
             "out_channels": (z,),
-            "cross_attention_dim": (self.conditioner.width,),
+            "cross_attention_dim": (None if self.conditioner is None else self.conditioner.width,),
         }
         for name, values in expected.items():
             if getattr(unet, name) not in values:
                 allowed = " or ".join(map(str, values))
                 raise UnsupportedStructure(f"UNet {name}={getattr(unet, name)}; expected {allowed} beside these parts")
-        if (unet.num_class_embeds is not None) != upscales:
+        if (unet.num_class_embeds is not None) != (self.low_res_schedule is not None):
             raise UnsupportedStructure("an upscaler, and no other model, has num_class_embeds and a low_res_scheduler")
+        if self.semantic is not None and (self.conditioner is not None or self.low_res_schedule is not None):
+            raise UnsupportedStructure("a semantic map is all that its model takes; expected no other condition")
+
+    def _seen_beside(self) -> tuple[int, ...]:
+        """How many channels the UNet can have beside the latents, given the other parts."""
+        mask, low_res = self.autoencoder.config.latent_channels + 1, self.autoencoder.config.in_channels
+        if self.low_res_schedule is not None:
+            return (low_res,)
+        if self.semantic is not None:
+            return (self.semantic.out_channels,)
+        if self.conditioner is None:
+            return (0, low_res, mask)
+        return (0, mask) if isinstance(self.conditioner, TextConditioner) else (0,)
 
     @classmethod
     def load(cls, path: str | Path, dtype: torch.dtype | None = None) -> LatentDiffusion:
@@ -67,11 +94,73 @@ class LatentDiffusion(nn.Module):
         return cls(*load_parts(Path(path), Reading(dtype or torch.float32))).eval().requires_grad_(False)
 
     @property
+    def _beside(self) -> int:
+        return self.unet.config.in_channels - self.autoencoder.config.latent_channels
+
+    @property
+    def upscales(self) -> bool:
+        """Whether the UNet takes [latents, small picture]; then pictures grow by the autoencoder's factor f."""
+        if self.low_res_schedule is not None:
+            return True
+        without = self.conditioner is None and self.semantic is None
+        return without and self._beside == self.autoencoder.config.in_channels
+
+    @property
     def inpaints(self) -> bool:
-        """Whether the UNet takes [latents, mask, masked latents]."""
-        return self.low_res_schedule is None and (
-            self.unet.config.in_channels == 2 * self.autoencoder.config.latent_channels + 1
-        )
+        """Whether the UNet takes latents, a mask and masked latents."""
+        return self._beside > 0 and not self.upscales and self.semantic is None
+
+    def blends(self, request: PictureRequest) -> bool:
+        """Whether the picture is inpainted by a UNet that was not made for it: what is kept is put back every step."""
+        return request.task == "inpaint" and not self.inpaints
+
+    @property
+    def conditioning(self) -> Conditioning:
+        if self.semantic is not None:
+            return "semantic"
+        match self.conditioner:
+            case None:
+                return "none"
+            case ClassEncoder():
+                return "class"
+            case LayoutEncoder():
+                return "layout"
+            case _:
+                return "text"
+
+    def conditions(self, request: PictureRequest) -> list[Condition]:
+        """What the picture's rows of the UNet attend to: [] without a context, else [conditional] or, with guidance,
+        [unconditional, conditional].
+
+        Guidance needs a model that knows an unconditional condition, and its second row only above scale 1 (as in
+        diffusers' SD pipelines). Raises ValueError for a request without the label that a class-conditional model
+        needs, or with a layout that cannot be told.
+        """
+        if self.conditioner is None:
+            return []
+        unconditional, conditional = self.conditioner.blank, self._condition(request)
+        if isinstance(self.conditioner, TextConditioner):
+            unconditional = request.negative_prompt
+        guided = request.guidance_scale > 1.0 and self.conditioner.learns_unconditional
+        return [unconditional, conditional] if guided else [conditional]
+
+    def _condition(self, request: PictureRequest) -> Condition:
+        match self.conditioner:
+            case ClassEncoder(config=config):
+                if request.class_label is None or not 0 <= request.class_label < config.num_classes:
+                    raise ValueError(f"class_label={request.class_label}: expected 0 to {config.num_classes - 1}")
+                return request.class_label
+            case LayoutEncoder() as encoder:
+                return encoder.tokens(request.layout)
+            case _:
+                return request.prompt
+
+    def project(self, conditions: Sequence[Condition]) -> list[KeyValue]:
+        """Keys and values for `UNet.denoise`, each [k, heads, L, d], of k conditions; [] without a context."""
+        if self.conditioner is None:
+            return []
+        context = torch.cat([self.conditioner.encode(condition) for condition in conditions])
+        return self.unet.project_context(context.to(self.device, self.unet.conv_in.weight.dtype))
 
     @property
     def max_noise_level(self) -> int:
@@ -83,9 +172,13 @@ class LatentDiffusion(nn.Module):
 
     @property
     def tasks(self) -> frozenset[Task]:
-        if self.low_res_schedule is not None:
+        if self.upscales:
             return frozenset({"upscale"})
-        return frozenset({"txt2img", "img2img", "inpaint"} if self.inpaints else {"txt2img", "img2img"})
+        if self.semantic is not None:
+            return frozenset({"txt2img"})
+        if self.inpaints and self.conditioner is None:
+            return frozenset({"inpaint"})
+        return frozenset({"txt2img", "img2img", "inpaint"})
 
     @property
     def device(self) -> torch.device:
@@ -135,22 +228,24 @@ class LatentDiffusion(nn.Module):
         """
         start = prepare(self, request)
         device, dtype = self.device, self.unet.conv_in.weight.dtype
-        prompts = [request.negative_prompt, request.prompt] if request.guided else [request.prompt]
-        context = torch.cat([self.conditioner.encode(prompt) for prompt in prompts])
-        kv = self.unet.project_context(context.to(device, dtype))
+        kv = self.project(self.conditions(request))
         labels = None if start.label is None else torch.tensor([start.label], device=device)
         scale = torch.tensor([request.guidance_scale], device=device)
         conditioning = None if start.conditioning is None else start.conditioning.to(device)
+        blend = None if start.blend is None else [tensor.to(device) for tensor in start.blend]
         x = start.latents.to(device)
-        clean = torch.zeros_like(x)
+        previous = torch.zeros_like(x)
         for index, t in enumerate(start.plan.timesteps):
             inputs = x if conditioning is None else torch.cat([x, conditioning], dim=1)
             emb = self.unet.embed(torch.tensor([t], device=device), labels)
             out = self.unet.denoise(inputs.to(dtype), emb, kv).float()
-            if request.guided:
+            if out.shape[0] == 2:
                 out = guide(out, scale)
             noise = start.step_noise().to(device)
-            x, clean = advance(x, out, clean, noise, start.plan.coefficients[index : index + 1].to(device))
+            x, previous = advance(x, out, previous, noise, start.plan.coefficients[index : index + 1].to(device))
+            if blend is not None:
+                clean, kept_noise, mask, levels = blend
+                x = put_back(x, clean, kept_noise, mask, levels[index : index + 1])
             if on_step is not None:
                 on_step(index + 1, len(start.plan.timesteps))
         return x

@@ -73,6 +73,19 @@ def advance(x: Tensor, out: Tensor, previous: Tensor, noise: Tensor, coefficient
     return a * x + b * out + h * previous + s * noise, c * x + d * out
 
 
+def remaining_noise(schedule: NoiseSchedule, timesteps: Sequence[float]) -> Tensor:
+    """(signal, noise) of latents at the timestep that each step leads to, fp32 [steps, 2]; after the last (1, 0)."""
+    _, _, alpha_p, ratio_p = _towards_clean(schedule, timesteps)
+    return torch.stack([alpha_p, alpha_p * ratio_p], dim=1).float()
+
+
+def put_back(x: Tensor, clean: Tensor, noise: Tensor, mask: Tensor, levels: Tensor) -> Tensor:
+    """Inpainting with a UNet that sees no mask: what is kept of the `clean` latents [P, z, h, w], noised as `levels`
+    [P, 2], a step's `remaining_noise`, say, replaces what the step made of it; mask [P, 1, h, w], 1 = repaint."""
+    signal, sigma = levels[:, :, None, None, None].unbind(1)
+    return (1 - mask) * (signal * clean + sigma * noise) + mask * x
+
+
 def guide(out: Tensor, scale: Tensor) -> Tensor:
     """[unconditional P | conditional P] and scale [P] -> u + s (c - u), [P, ...] (Ho & Salimans 2022, eq. 6)."""
     unconditional, conditional = out.chunk(2)

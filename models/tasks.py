@@ -1,24 +1,25 @@
 """What each task feeds the UNet: initial latents, concatenated conditioning, timesteps; and what is made of the result.
 
 Noise comes from one CPU generator per picture, in the draw order of the diffusers pipelines, so seeds agree:
-txt2img: latents, steps; img2img: posterior, noise, steps; 9-channel inpainting at strength 1: noise, masked posterior,
-steps, below 1: posterior, noise, masked posterior, steps; upscale: low-resolution noise, latents, steps.
+txt2img: latents, steps; img2img: posterior, noise, steps; inpainting with a UNet made for it at strength 1: noise,
+masked posterior, steps, below 1, and with another UNet: posterior, noise, masked posterior, steps; x4 upscaling:
+low-resolution noise, latents, steps; super resolution: latents, steps. Autoencoders with a codebook draw no posterior.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from models.autoencoder import Posterior
+from models.concatenation import BlankPosterior, blank_mask_and_picture, mask_and_picture, semantic_map, small_mask
+from models.layout import LayoutObject
 from models.pictures import pad_to_multiple, to_image, to_mask, to_pixels
-from models.samplers import Sampler, SamplingPlan, plan
+from models.samplers import Sampler, SamplingPlan, plan, remaining_noise
 
 if TYPE_CHECKING:
     from models.latent_diffusion import LatentDiffusion
@@ -28,11 +29,12 @@ Task = Literal["txt2img", "img2img", "inpaint", "upscale"]
 
 @dataclasses.dataclass(frozen=True)
 class PictureRequest:
-    """One picture to be made. Sides in pixels; `width` and `height` are the result's (for upscale: 4x the image).
+    """One picture to be made. Sides in pixels; `width` and `height` are the result's (for upscale: f times the image).
 
-    `image` is RGB; `mask` is grey, of the image's size, white = repaint. `strength` in (0, 1] is the share of the
-    steps that img2img and inpaint run; `eta` is DDIM's alone. `noise_level` is the timestep to which upscale noises its
-    input.
+    Of `prompt`, `class_label`, `layout` and `semantic_map` a model reads the one that it is conditioned on; the map is
+    grey, its values are classes, of the result's size. `image` is RGB; `mask` is grey, of the image's size, white =
+    repaint. `strength` in (0, 1] is the share of the steps that img2img and inpaint run; `eta` is DDIM's alone.
+    `noise_level` is the timestep to which x4 upscaling noises its input. `raw` asks for the decoder's own picture.
     """
 
     task: Task
@@ -43,24 +45,34 @@ class PictureRequest:
     steps: int = 20
     guidance_scale: float = 4.0
     negative_prompt: str = ""
+    class_label: int | None = None
+    layout: tuple[LayoutObject, ...] = ()
+    semantic_map: Image.Image | None = None
     sampler: Sampler = "ddim"
     eta: float = 0.0
     strength: float = 1.0
     image: Image.Image | None = None
     mask: Image.Image | None = None
     noise_level: int = 0
+    raw: bool = False
 
-    @property
-    def guided(self) -> bool:
-        """Classifier-free guidance needs its second UNet row only above scale 1 (as in diffusers' SD pipelines)."""
-        return self.guidance_scale > 1.0
+
+class Blend(NamedTuple):
+    """For a UNet that sees no mask, what `samplers.put_back` takes: clean (scaled latents) and noise [1, z, h, w], mask
+    [1, 1, h, w] (1 = repaint), levels [steps, 2]."""
+
+    clean: Tensor
+    noise: Tensor
+    mask: Tensor
+    levels: Tensor
 
 
 @dataclasses.dataclass
 class Start:
     """A picture ready for its first step. The generator stands where the noise of step 0 is drawn.
 
-    latents [1, z, h, w] fp32 (scaled), conditioning [1, c, h, w] fp32 concatenated after them at every step or None.
+    latents [1, z, h, w] fp32 (scaled), conditioning [1, c, h, w] fp32 concatenated after them at every step or None;
+    `label` is the UNet's class label (the noise level of an upscaler).
     """
 
     latents: Tensor
@@ -68,6 +80,7 @@ class Start:
     label: int | None
     plan: SamplingPlan
     generator: torch.Generator
+    blend: Blend | None = None
 
     def step_noise(self) -> Tensor:
         """Noise of the next step, [1, z, h, w]; nothing is drawn where the sampler takes none."""
@@ -83,10 +96,6 @@ def latent_size(model: LatentDiffusion, request: PictureRequest) -> tuple[int, i
         return image.height, image.width
     f = model.autoencoder.config.downsampling_factor
     return -(-request.height // f), -(-request.width // f)
-
-
-BlankPosterior = Callable[[int, int], Posterior]
-"""As `LatentDiffusion.blank_posterior`."""
 
 
 @torch.no_grad()
@@ -107,14 +116,23 @@ def prepare(model: LatentDiffusion, request: PictureRequest, blank: BlankPosteri
 
     sampling = _plan(model, request, 1.0 if request.task == "txt2img" else request.strength)
     full = request.task == "txt2img" or request.strength == 1.0
-    noise_only = full and (model.inpaints or request.task == "txt2img")
+    blends = model.blends(request)
+    noise_only = full and not blends and (model.inpaints or request.task == "txt2img")
     clean = None if noise_only else model.scaled_sample(model.posterior(_padded(model, request)), generator)
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)
-    latents = sampling.scale * noise if clean is None else sampling.noised(clean, noise)
-    conditioning = None
-    if model.inpaints:
-        conditioning = _inpaint_conditioning(model, request, generator, blank or model.blank_posterior)
-    return Start(latents, conditioning, None, sampling, generator)
+    from_noise = clean is None or (full and blends)
+    latents = sampling.scale * noise if clean is None or from_noise else sampling.noised(clean, noise)
+    start = Start(latents, None, None, sampling, generator)
+    if blends and clean is not None:
+        if model.autoencoder.config.codebook_size is None:
+            torch.randn(shape, generator=generator)  # diffusers draws the masked picture's latents too, for nothing
+        mask = small_mask(model, _mask(model, request))
+        start.blend = Blend(clean, noise, mask, remaining_noise(model.schedule, sampling.timesteps))
+    elif model.inpaints:
+        start.conditioning = _inpaint_conditioning(model, request, generator, blank or model.blank_posterior)
+    elif model.semantic is not None:
+        start.conditioning = _semantic_conditioning(model, request)
+    return start
 
 
 def _plan(model: LatentDiffusion, request: PictureRequest, strength: float = 1.0) -> SamplingPlan:
@@ -127,56 +145,62 @@ def _need(image: Image.Image | None, message: str) -> Image.Image:
     return image
 
 
+def _check_size(name: str, image: Image.Image, request: PictureRequest) -> None:
+    if image.size != (request.width, request.height):
+        raise ValueError(f"{name} is {image.width}x{image.height}, expected {request.width}x{request.height}")
+
+
 def _padded(model: LatentDiffusion, request: PictureRequest) -> Tensor:
     """The input picture in [-1, 1], padded to a multiple of f."""
     image = _need(request.image, f"{request.task} needs an image")
-    if image.size != (request.width, request.height):
-        raise ValueError(f"image is {image.width}x{image.height}, expected {request.width}x{request.height}")
+    _check_size("image", image, request)
     return to_pixels(pad_to_multiple(image.convert("RGB"), model.autoencoder.config.downsampling_factor))
+
+
+def _mask(model: LatentDiffusion, request: PictureRequest) -> Tensor:
+    """[1, 1, H, W], 1 = repaint, padded as the picture."""
+    mask = _need(request.mask, "inpaint needs a mask")
+    _check_size("mask", mask, request)
+    return to_mask(pad_to_multiple(mask.convert("L"), model.autoencoder.config.downsampling_factor))
 
 
 def _inpaint_conditioning(
     model: LatentDiffusion, request: PictureRequest, generator: torch.Generator, blank: BlankPosterior
 ) -> Tensor:
-    """[mask 1, masked latents z]: 1 = repaint, the hole is grey (0) (RunwayML's inpainting UNet).
-
-    Without a mask all is repainted: an inpainting model makes pictures from text by repainting everything.
-    """
+    """Without a mask all is repainted."""
+    if request.task == "inpaint":
+        mask = _mask(model, request)
+        return mask_and_picture(model, _padded(model, request), mask, generator)
     f = model.autoencoder.config.downsampling_factor
     height, width = latent_size(model, request)
-    if request.task == "inpaint":
-        mask_image = _need(request.mask, "inpaint needs a mask")
-        if mask_image.size != (request.width, request.height):
-            raise ValueError(
-                f"mask is {mask_image.width}x{mask_image.height}, expected {request.width}x{request.height}"
-            )
-        mask = to_mask(pad_to_multiple(mask_image.convert("L"), f))
-        masked = model.posterior(_padded(model, request) * (mask < 0.5))
-        small_mask = F.interpolate(mask, size=(height, width), mode="nearest")
-    else:
-        masked = blank(height * f, width * f)
-        small_mask = torch.ones(1, 1, height, width)
-    return torch.cat([small_mask, model.scaled_sample(masked, generator)], dim=1)
+    return blank_mask_and_picture(blank(height * f, width * f), model, generator)
+
+
+def _semantic_conditioning(model: LatentDiffusion, request: PictureRequest) -> Tensor:
+    classes = _need(request.semantic_map, "this model needs a semantic_map")
+    _check_size("semantic_map", classes, request)
+    return semantic_map(model, classes)
 
 
 def _prepare_upscale(
     model: LatentDiffusion, request: PictureRequest, shape: torch.Size, generator: torch.Generator
 ) -> Start:
-    """Low-resolution picture, noised to `noise_level`, concatenated to latents of the same size."""
+    """The small picture, concatenated to latents of the same size; an x4 upscaler's is noised to `noise_level`."""
     image = _need(request.image, "upscale needs an image")
-    if (request.width, request.height) != (4 * image.width, 4 * image.height):
-        raise ValueError(
-            f"upscale makes {4 * image.width}x{4 * image.height} of this image, not {request.width}x{request.height}"
-        )
+    factor = model.autoencoder.config.downsampling_factor
+    width, height = factor * image.width, factor * image.height
+    if (request.width, request.height) != (width, height):
+        raise ValueError(f"upscale makes {width}x{height} of this image, not {request.width}x{request.height}")
     if not 0 <= request.noise_level <= model.max_noise_level:
         raise ValueError(f"noise_level={request.noise_level}: expected 0 to {model.max_noise_level}")
-    assert model.low_res_schedule is not None  # what made it serve the task
-    low_res = to_pixels(image)
-    noise = torch.randn(low_res.shape, generator=generator, dtype=torch.float32)
-    low_res = model.low_res_schedule.add_noise(low_res, noise, torch.tensor([request.noise_level]))
+    low_res, label = to_pixels(image), None
+    if model.low_res_schedule is not None:
+        noise = torch.randn(low_res.shape, generator=generator, dtype=torch.float32)
+        low_res = model.low_res_schedule.add_noise(low_res, noise, torch.tensor([request.noise_level]))
+        label = request.noise_level
     sampling = _plan(model, request)
     latents = sampling.scale * torch.randn(shape, generator=generator, dtype=torch.float32)
-    return Start(latents, low_res, request.noise_level, sampling, generator)
+    return Start(latents, low_res, label, sampling, generator)
 
 
 @torch.no_grad()
@@ -184,8 +208,10 @@ def finish(request: PictureRequest, pixels: Tensor) -> Image.Image:
     """Decoded pixels [1, 3, H, W] -> the picture that our endpoints promise.
 
     Cropped to the requested size; inpaint gives unmasked pixels back as they came; upscale agrees with its input's
-    low frequencies (an autoencoder shifts tints a little).
+    low frequencies (an autoencoder shifts tints a little). A raw picture is cropped alone.
     """
+    if request.raw:
+        return to_image(pixels).crop((0, 0, request.width, request.height))
     if request.task == "upscale" and request.image is not None:
         pixels = _match_low_frequencies(pixels, to_pixels(request.image))
     picture = to_image(pixels).crop((0, 0, request.width, request.height))

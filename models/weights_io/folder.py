@@ -103,7 +103,8 @@ def save_folder(model: LatentDiffusion, folder: Path, *, dtype: torch.dtype | No
     for name, part in (("unet", model.unet), ("vae", model.autoencoder)):
         write_json(folder / name / "config.json", part.config.to_dict())
         write_tensors(folder / name / f"{STEM}.safetensors", part.state_dict(), dtype)
-    model.conditioner.save(folder, dtype)
+    if model.conditioner is not None:
+        model.conditioner.save(folder, dtype)
     write_json(folder / "scheduler" / "scheduler_config.json", model.schedule.config.to_dict())
     if model.low_res_schedule is not None:
         config = model.low_res_schedule.config.to_dict()

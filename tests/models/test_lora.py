@@ -70,6 +70,7 @@ def load_into(peer: Any, path: Path, name: str) -> None:
 
 def outputs(model: LatentDiffusion, uses: list[tuple[Adapter, float]]) -> tuple[Tensor, Tensor, Tensor]:
     """Text embedding, one UNet forward, latents of a picture."""
+    assert model.conditioner is not None
     with adapted(model, uses), torch.no_grad():
         context = model.conditioner.encode("a cat")
         forward = model.unet(_x(), torch.tensor([500, 20]), torch.cat([context, context.flip(1)]))
@@ -77,6 +78,7 @@ def outputs(model: LatentDiffusion, uses: list[tuple[Adapter, float]]) -> tuple[
 
 
 def their_outputs(peer: Any, model: LatentDiffusion) -> tuple[Tensor, Tensor, Tensor]:
+    assert isinstance(model.conditioner, TextEncoder)
     with torch.no_grad():
         context = peer.text_encoder(model.conditioner.token_ids(["a cat"])).last_hidden_state
         forward = peer.unet(_x(), torch.tensor([500, 20]), torch.cat([context, context.flip(1)])).sample

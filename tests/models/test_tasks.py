@@ -27,7 +27,7 @@ def request_of(task: Any, **changes: Any) -> PictureRequest:
     ("kind", "request_", "message"),
     [
         ("inpainter", request_of("upscale"), "serves img2img, inpaint, txt2img, not upscale"),
-        ("text_model", request_of("inpaint"), "serves img2img, txt2img, not inpaint"),
+        ("upscaler", request_of("inpaint"), "serves upscale, not inpaint"),
         ("upscaler", request_of("txt2img"), "serves upscale, not txt2img"),
         ("inpainter", request_of("img2img", strength=0.5), "img2img needs an image"),
         ("text_model", request_of("img2img"), "img2img needs an image"),

@@ -26,6 +26,7 @@ def test_context_is_that_of_diffusers(
             prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt="dog"
         )
     encoder = text_model.conditioner
+    assert isinstance(encoder, TextEncoder)
     assert encoder.encode(prompt).shape == (1, encoder.max_tokens, encoder.width)
     torch.testing.assert_close(encoder.encode(prompt), conditional, rtol=0, atol=5e-6)
     torch.testing.assert_close(encoder.encode("dog"), unconditional, rtol=0, atol=5e-6)

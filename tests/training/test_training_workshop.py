@@ -15,6 +15,7 @@ from contract.card import ModelCard
 from contract.spec import Task
 from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
+from models.text import TextConditioner
 from training.data.sprites import find_font
 from training.diffusion import new_denoiser
 from training.gate import GateResult, gate, gate_of_runs, swap_object
@@ -76,6 +77,7 @@ def test_the_models_have_valid_cards(runs: Path) -> None:
     for card in cards:
         model = LatentDiffusion.load(runs / "weights" / card.name)
         assert model.tasks == {task.value for task in card.tasks}
+        assert isinstance(model.conditioner, TextConditioner)
         assert model.conditioner.max_tokens == card.max_tokens
         assert model.max_noise_level == (card.max_noise_level or 0)
 

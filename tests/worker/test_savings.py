@@ -56,6 +56,7 @@ def test_time_table_plus_class_embedding_is_embed(models: Models, name: str) -> 
 
 def test_keys_and_values_are_projected_once_and_texts_encoded_once(models: Models) -> None:
     model = models[BASE]
+    assert model.conditioner is not None
     resident = ResidentModel(model)
     bank = Bank(resident, LaneKey(BASE, 8, 8, guided=True), 2)
     encoded, projected = calls(model.conditioner), calls(first_text_attention(model).to_k)

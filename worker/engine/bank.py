@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.attention import KeyValue
 from models.samplers import COLUMNS
-from models.tasks import Start
+from models.tasks import Blend, Start
 from worker.engine.resident import ResidentModel
 from worker.engine.scheduler import LaneKey
 
@@ -18,7 +18,8 @@ class Bank:
     x, noise and clean (the predicted x_0) [P, z, h, w] fp32, conditioning [P, c, h, w] fp32 or None, kv per text
     attention [k, P, heads, L, d], coefficients [P, T, 6], timesteps [P, T], step and active [P], guidance [P],
     class_embedding [P, E] or None. Rows whose time embeddings are not in the model's table have `own_time` [P] set and
-    that of their next step in `time` [P, E]. A free slot holds zeros: it is computed along and stays finite.
+    that of their next step in `time` [P, E]. Lanes that blend have the rows' blends, levels [P, T, 2]. A free slot
+    holds zeros: it is computed along and stays finite.
     """
 
     def __init__(self, resident: ResidentModel, key: LaneKey, slots: int) -> None:
@@ -30,8 +31,12 @@ class Bank:
         self.clean = torch.zeros_like(self.x)
         channels = resident.conditioning_channels
         self.conditioning = torch.zeros(slots, channels, *size[1:], device=device) if channels else None
-        empty = resident.project([""] * (2 if key.guided else 1))
+        empty = resident.blank(2 if key.guided else 1)
         self.kv = [(_per_slot(k, slots), _per_slot(v, slots)) for k, v in empty]
+        self.blend: Blend | None = None
+        if key.blends:
+            mask, levels = self.x.new_zeros(slots, 1, *size[1:]), self.x.new_zeros(slots, steps, 2)
+            self.blend = Blend(torch.zeros_like(self.x), torch.zeros_like(self.x), mask, levels)
         self.coefficients = torch.zeros(slots, steps, COLUMNS, device=device)
         self.timesteps = torch.zeros(slots, steps, dtype=torch.long, device=device)
         self.step = torch.zeros(slots, dtype=torch.long, device=device)
@@ -62,6 +67,10 @@ class Bank:
         self.guidance[slot] = guidance_scale
         if self.class_embedding is not None and class_embedding is not None:
             self.class_embedding[slot] = class_embedding
+        if self.blend is not None and start.blend is not None:
+            for bank, row in zip(self.blend[:3], start.blend[:3], strict=True):
+                bank[slot] = row[0]
+            self.blend.levels[slot, :steps] = start.blend.levels
 
     def set_progress(self, slot: int, x: Tensor, step: int, clean: Tensor | None = None) -> None:
         """The row goes on with latents x [z, h, w] after `step` steps, the last of which predicted x_0 `clean`."""
@@ -72,7 +81,7 @@ class Bank:
 
     def clear(self, slot: int) -> None:
         """A row moves out; what it may have left behind, NaN for one, goes with it."""
-        for tensor in (self.x, self.noise, self.clean, self.conditioning, self.class_embedding):
+        for tensor in (self.x, self.noise, self.clean, self.conditioning, self.class_embedding, *(self.blend or ())):
             if tensor is not None:
                 tensor[slot] = 0
         for tensor in (self.coefficients, self.timesteps, self.step, self.active, self.guidance, self.time):

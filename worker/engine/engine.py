@@ -117,17 +117,19 @@ class Engine:
         resume: ResumeState | None = None,
     ) -> None:
         """The row waits for a slot. It goes on from `resume` if that has the engine's fingerprint and its size, else
-        it begins anew. Raises ValueError for an unknown model, a used id, an upscale without picture."""
+        it begins anew. Raises ValueError for an unknown model, a used id, an upscale without picture, a condition
+        that the model does not take."""
         if row_id in self._pictures:
             raise ValueError(f"row {row_id} is in the engine already")
         if model not in self._residents:
             raise ValueError(f"model {model} is not loaded; loaded: {', '.join(sorted(self._residents))}")
         resident = self._residents[model]
         height, width = latent_size(resident.model, request)
-        key = LaneKey(model, height, width, request.guided)
+        rows = max(len(resident.model.conditions(request)), 1)
+        key = LaneKey(model, height, width, guided=rows > 1, blends=resident.model.blends(request))
         # Proportional to the FLOPs of the denoising, near enough to compare rows of different lanes.
         share = request.strength if request.task in ("img2img", "inpaint") else 1.0
-        ideal = request.steps * share * (2 if request.guided else 1) * height * width * resident.parameters
+        ideal = request.steps * share * rows * height * width * resident.parameters
         weight = max(height * width / _USUAL_AREA, 1.0)
         row = Row(row_id, key, priority, self._clock(), max(ideal, 1.0), weight)
         if resume is not None and resume.fingerprint != self._fingerprint:

@@ -175,7 +175,7 @@ class _Sample:
         """What differs between rows, with the dimension of the slots."""
         tensors = [bank.x, bank.noise, bank.clean, bank.conditioning, bank.class_embedding, bank.guidance]
         pairs = [(tensor, 1) for kv in bank.kv for tensor in kv]
-        return [(tensor, 0) for tensor in tensors if tensor is not None] + pairs
+        return [(tensor, 0) for tensor in (*tensors, *(bank.blend or ())) if tensor is not None] + pairs
 
     def _draw(self, shape: torch.Size) -> Tensor:
         return torch.randn(shape, generator=self._random)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from models.attention import KeyValue
 from models.autoencoder import Posterior
+from models.conditioning import Condition
 from models.latent_diffusion import LatentDiffusion
 from models.samplers import SamplingPlan
 from worker.engine.cuda_graphs import GraphedSteps
 from worker.engine.preview import LatentPreview
 
-_TEXTS_KEPT = 128
+_CONTEXTS_KEPT = 128
 _BLANKS_KEPT = 16
 
 
@@ -31,7 +33,7 @@ class ResidentModel:
         weights = itertools.chain(model.unet.parameters(), model.unet.buffers())  # buffers hold those that are packed
         self.parameters = sum(weight.numel() for weight in weights)
         self.graphs = GraphedSteps()
-        self._texts: OrderedDict[str, Tensor] = OrderedDict()
+        self._contexts: OrderedDict[Condition, Tensor] = OrderedDict()
         self._blanks: OrderedDict[tuple[int, int], Posterior] = OrderedDict()
 
     @property
@@ -49,19 +51,27 @@ class ResidentModel:
         self._blanks.move_to_end(size)
         return self._blanks[size]
 
-    def context(self, prompt: str) -> Tensor:
-        """Text encoding [1, L, D]; those of the last prompts are kept, the empty one among them most often."""
-        if prompt not in self._texts:
-            self._texts[prompt] = self.model.conditioner.encode(prompt)
-            if len(self._texts) > _TEXTS_KEPT:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(prompt)
-        return self._texts[prompt]
+    def context(self, condition: Condition) -> Tensor:
+        """Its encoding [1, L, D]; those of the last conditions are kept, the empty prompt among them most often."""
+        if condition not in self._contexts:
+            assert self.model.conditioner is not None
+            self._contexts[condition] = self.model.conditioner.encode(condition)
+            if len(self._contexts) > _CONTEXTS_KEPT:
+                self._contexts.popitem(last=False)
+        self._contexts.move_to_end(condition)
+        return self._contexts[condition]
 
-    def project(self, prompts: list[str]) -> list[KeyValue]:
-        """Keys and values of every text attention for one row: k prompts -> each [k, heads, L, d]."""
-        context = torch.cat([self.context(prompt) for prompt in prompts])
+    def project(self, conditions: Sequence[Condition]) -> list[KeyValue]:
+        """As the model's: keys and values of one row with k conditions, each [k, heads, L, d]."""
+        if not conditions:
+            return []
+        context = torch.cat([self.context(condition) for condition in conditions])
         return self.model.unet.project_context(context.to(self.model.device, self.time_table.dtype))
+
+    def blank(self, rows: int) -> list[KeyValue]:
+        """`project` of as many conditions that say nothing."""
+        conditioner = self.model.conditioner
+        return self.project([] if conditioner is None else [conditioner.blank] * rows)
 
     def own_time(self, plan: SamplingPlan) -> Tensor | None:
         """Embeddings [steps, E] of a plan's timesteps where the table has not all of them."""

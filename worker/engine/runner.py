@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.samplers import advance, guide
+from models.samplers import advance, guide, put_back
 from models.tasks import PictureRequest, Start, prepare
 from worker.engine.bank import Bank
 from worker.engine.resident import ResidentModel
@@ -18,9 +18,8 @@ from worker.engine.resume import ResumeState
 def admit(resident: ResidentModel, bank: Bank, slot: int, request: PictureRequest) -> Start:
     """Encodes text and pictures at batch 1 and writes the row into its slot. Raises ValueError as `prepare` does."""
     start = prepare(resident.model, request, resident.blank_posterior)
-    prompts = [request.negative_prompt, request.prompt] if request.guided else [request.prompt]
-    label = resident.class_embedding(start.label)
-    bank.write(slot, start, resident.project(prompts), request.guidance_scale, label)
+    kv = resident.project(resident.model.conditions(request))
+    bank.write(slot, start, kv, request.guidance_scale, resident.class_embedding(start.label))
     return start
 
 
@@ -65,5 +64,8 @@ def _step(resident: ResidentModel, bank: Bank, rows: slice) -> None:
     if out.shape[0] > x.shape[0]:
         out = guide(out, bank.guidance[rows])
     stepped, clean = advance(x, out, bank.clean[rows], bank.noise[rows], bank.coefficients[slots, index])
+    if bank.blend is not None:
+        kept, noise, mask, levels = bank.blend
+        stepped = put_back(stepped, kept[rows], noise[rows], mask[rows], levels[slots, index])
     bank.x[rows], bank.clean[rows] = stepped, clean
     bank.step[rows] += bank.active[rows]

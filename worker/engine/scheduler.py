@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class LaneKey:
-    """What rows of one forward pass have in common; height and width are those of the latents."""
+    """What rows of one forward pass have in common; height and width are those of the latents. In a lane that `blends`
+    what is kept of a picture is put back after every step."""
 
     model: str
     height: int
     width: int
     guided: bool
+    blends: bool = False
 
     @property
     def label(self) -> str:
         """Short name for metrics, unique within the model."""
-        return f"{self.width}x{self.height}{' guided' if self.guided else ''}"
+        return f"{self.width}x{self.height}{' guided' if self.guided else ''}{' blended' if self.blends else ''}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
