@@ -114,20 +114,30 @@ def copy_adapter(source: Path, target: Path) -> None:
 @contextmanager
 def adapted(model: LatentDiffusion, uses: Uses) -> Iterator[None]:
     """Within it, `model` computes with these adapters; its weights stay as they are."""
-    with ExitStack() as stack:
+    modules = dict(model.unet.named_modules())
+    with adapted_text(model, uses), ExitStack() as stack:
         for adapter, weight in uses:
-            stack.enter_context(attached(model.unet, adapter.unet, weight))
-            if adapter.text:
-                stack.enter_context(attached(text_transformer(model), adapter.text, weight))
+            stack.enter_context(attached(modules, adapter.unet, weight))
         yield
 
 
 @contextmanager
-def attached(root: nn.Module, low_ranks: Mapping[str, LowRank], weight: float) -> Iterator[None]:
-    """Within it, the modules below `root` add their low-rank terms."""
+def adapted_text(model: LatentDiffusion, uses: Uses) -> Iterator[None]:
+    """Within it, texts are encoded with these adapters."""
+    with ExitStack() as stack:
+        for adapter, weight in uses:
+            if adapter.text:
+                modules = dict(text_transformer(model).named_modules())
+                stack.enter_context(attached(modules, adapter.text, weight))
+        yield
+
+
+@contextmanager
+def attached(modules: Mapping[str, nn.Module], low_ranks: Mapping[str, LowRank], weight: float) -> Iterator[None]:
+    """Within it, these modules add their low-rank terms."""
     with ExitStack() as stack:
         for name, low_rank in low_ranks.items():
-            module = root.get_submodule(name)
+            module = modules[name]
             stack.callback(module.register_forward_hook(_term(module, low_rank, weight)).remove)
         yield
 

@@ -5,9 +5,15 @@ Feature maps lie channels-last in memory, so that [N, C, H, W] and tokens [N, HW
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Term = Callable[[Tensor, Tensor], Tensor]
+"""(input, output) of a leaf -> the output, changed in place by what adapters add to it."""
 
 _PACKING = ("_linear_pointwise", "_convolution_pointwise", "_reorder_linear_weight", "_reorder_convolution_weight")
 
@@ -71,10 +77,14 @@ class TunedGroupNorm(nn.GroupNorm):
 
 
 class TunedLinear(nn.Module):
-    """`forward` as nn.Linear's; `add` and `times` put a residual or a factor of the output's shape on top."""
+    """`forward` as nn.Linear's; `add` and `times` put a residual or a factor of the output's shape on top.
+
+    `term` is set while a batch with adapters is computed.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
+        self.term: Term | None = None
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.weight: Tensor
@@ -82,7 +92,7 @@ class TunedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = F.linear(x, self.weight, self.bias)
-        return out
+        return out if self.term is None else self.term(x, out)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         out: Tensor = self(x)
@@ -103,26 +113,31 @@ class PackedLinear(TunedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
-        return out
+        return out if self.term is None else self.term(x, out)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
-        return out
+        return out if self.term is None else self.term(x, out)
 
     def gelu(self, x: Tensor) -> Tensor:
+        if self.term is not None:
+            return super().gelu(x)
         out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "gelu", [], "none")
         return out
 
     def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        if self.term is not None:
+            return super().times(x, factor)
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.weight, self.bias, "mul")
         return out
 
 
 class TunedConv(nn.Module):
-    """`forward` as nn.Conv2d's; `add` puts a residual of the output's shape on top."""
+    """`forward` as nn.Conv2d's; `add` puts a residual of the output's shape on top. `term` as `TunedLinear`'s."""
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
+        self.term: Term | None = None
         self.stride = list(conv.stride)
         self.padding = [int(side) for side in conv.padding]
         self.register_buffer("weight", conv.weight.detach().to(dtype, memory_format=torch.channels_last))
@@ -132,7 +147,7 @@ class TunedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = F.conv2d(channels_last(x), self.weight, self.bias, self.stride, self.padding)
-        return out
+        return out if self.term is None else self.term(x, out)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         out: Tensor = self(x)
@@ -160,14 +175,24 @@ class PackedConv(TunedConv):
         out: Tensor = torch.ops.mkldnn._convolution_pointwise.default(
             channels_last(x), self._weight(x), self.bias, self.padding, self.stride, [1, 1], 1, "none", [], ""
         )
-        return out
+        return out if self.term is None else self.term(x, out)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
             channels_last(x), residual, self._weight(x), self.bias, self.padding, self.stride, [1, 1], 1, "add", 1.0,
             None, [], None
         )  # fmt: skip
-        return out
+        return out if self.term is None else self.term(x, out)
+
+
+class Site(NamedTuple):
+    """Where (some of) the outputs of an original module are computed: the channels `part` of them are the channels
+    `outputs` of `leaf`, from inputs [in], or [in, kh, kw] of a convolution."""
+
+    leaf: TunedLinear | TunedConv
+    inputs: tuple[int, ...]
+    outputs: slice
+    part: slice
 
 
 def pack_at_next_call(module: nn.Module) -> None:

@@ -29,10 +29,11 @@ from models.autoencoder import Codebook
 from models.latent_diffusion import LatentDiffusion
 from models.layers import ResnetBlock, expand_rows, timestep_embedding
 from models.unet import UNet
-from worker.engine.tuned_blocks import TunedPixelAttention, TunedResnetBlock, TunedTransformer
+from worker.engine.tuned_blocks import TunedPixelAttention, TunedResnetBlock, TunedTextAttention, TunedTransformer
 from worker.engine.tuned_layers import (
     PackedConv,
     PackedLinear,
+    Site,
     TunedConv,
     TunedGroupNorm,
     TunedLinear,
@@ -122,7 +123,11 @@ def _pack(model: LatentDiffusion, height: int, width: int) -> None:
 
 class TunedUNet(UNet):
     """Without class labels the time embedding is projected for all blocks in `embed_time`, hence once per timestep for
-    good; with them, which are added before a non-linearity, in one product per step."""
+    good; with them, which are added before a non-linearity, in one product per step.
+
+    For adapters, by the names of the original modules: `step_sites` are computed at every step, `context_sites` by
+    `project_context`, `time_modules` by `embed_time`.
+    """
 
     def __init__(self, unet: UNet, workshop: Workshop) -> None:
         nn.Module.__init__(self)
@@ -135,12 +140,26 @@ class TunedUNet(UNet):
         self._projections = workshop.projections
         self._dtype = workshop.dtype
         self._project_step = None if self.class_embedding is None else workshop.linear(*workshop.projections)
+        self.step_sites: dict[str, list[Site]] = {}
+        self.context_sites: dict[str, list[Site]] = {}
+        self._sort(unet, workshop.sites)
+        made = self.step_sites.keys() | self.context_sites.keys()
+        rest = {name: one for name, one in unet.named_modules() if name not in made}
+        self.time_modules = {name: one for name, one in rest.items() if isinstance(one, nn.Linear)}
+
+    def _sort(self, unet: UNet, sites: Sequence[tuple[nn.Module, Site]]) -> None:
+        names = {module: name for name, module in unet.named_modules()}
+        context = {one.to_kv for one in self.modules() if isinstance(one, TunedTextAttention)}
+        for module, site in sites:
+            kind = self.context_sites if site.leaf in context else self.step_sites
+            kind.setdefault(names[module], []).append(site)
 
     def embed_time(self, t: Tensor) -> Tensor:
-        weight = torch.cat([one.weight for one in self._projections])
-        emb: Tensor = self.time_embedding(timestep_embedding(t, self.config.block_out_channels[0]).to(weight.dtype))
+        sinusoids = timestep_embedding(t, self.config.block_out_channels[0])
+        emb: Tensor = self.time_embedding(sinusoids.to(self.time_embedding.linear_1.weight.dtype))
         if self._project_step is None:
-            emb = F.linear(F.silu(emb), weight, torch.cat([one.bias for one in self._projections]))
+            emb = F.silu(emb)
+            emb = torch.cat([projection(emb) for projection in self._projections], dim=-1)
         return emb.to(self._dtype)
 
     def project_context(self, context: Tensor) -> list[KeyValue]:
@@ -161,12 +180,14 @@ class TunedUNet(UNet):
 
 
 class Workshop:
-    """Makes layers by a tuning; `projections` are the time projections met so far."""
+    """Makes layers by a tuning; `projections` are the time projections met so far, `sites` tell what became of the
+    original modules."""
 
     def __init__(self, tuning: Tuning) -> None:
         self.dtype = tuning.torch_dtype
         self._attend = _ATTENTION[tuning.attention]
         self.projections: list[nn.Linear] = []
+        self.sites: list[tuple[nn.Module, Site]] = []
         self._packed = tuning.packed
 
     def tree(self, module: nn.Module) -> nn.Module:
@@ -194,18 +215,41 @@ class Workshop:
     def linear(self, *linears: nn.Linear) -> TunedLinear:
         weight = torch.cat([one.weight.detach() for one in linears])
         biases = [one.bias.detach() for one in linears if one.bias is not None]
-        return self._linear(weight, torch.cat(biases) if biases else None)
+        leaf = self._linear(weight, torch.cat(biases) if biases else None)
+        before = 0
+        for one in linears:
+            self._note(one, leaf, (one.in_features,), slice(before, before + one.out_features))
+            before += one.out_features
+        return leaf
 
     def halves(self, linear: nn.Linear) -> tuple[TunedLinear, TunedLinear]:
         (w1, w2), (b1, b2) = linear.weight.chunk(2), linear.bias.chunk(2)
-        return self._linear(w1, b1), self._linear(w2, b2)
+        leaves, half = (self._linear(w1, b1), self._linear(w2, b2)), w1.shape[0]
+        for leaf, before in zip(leaves, (0, half), strict=True):
+            self._note(linear, leaf, (linear.in_features,), slice(0, half), slice(before, before + half))
+        return leaves
 
     def pointwise(self, module: nn.Module) -> TunedLinear:
         assert isinstance(module, nn.Linear | nn.Conv2d)
-        return self._linear(module.weight.flatten(1), module.bias)
+        weight = module.weight.flatten(1)
+        leaf = self._linear(weight, module.bias)
+        self._note(module, leaf, (weight.shape[1],), slice(0, weight.shape[0]))
+        return leaf
 
     def conv(self, conv: nn.Conv2d) -> TunedConv:
-        return (PackedConv if self._packed else TunedConv)(conv, self.dtype)
+        leaf = (PackedConv if self._packed else TunedConv)(conv, self.dtype)
+        self._note(conv, leaf, tuple(conv.weight.shape[1:]), slice(0, conv.out_channels))
+        return leaf
+
+    def _note(
+        self,
+        module: nn.Module,
+        leaf: TunedLinear | TunedConv,
+        inputs: tuple[int, ...],
+        outputs: slice,
+        part: slice | None = None,
+    ) -> None:
+        self.sites.append((module, Site(leaf, inputs, outputs, part or slice(0, outputs.stop - outputs.start))))
 
     def norm(self, module: nn.Module) -> nn.Module:
         tuned = copy.deepcopy(module).to(self.dtype)
