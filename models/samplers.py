@@ -105,7 +105,7 @@ class _Prediction:
     def of(cls, kind: str, alpha: Tensor, sigma: Tensor) -> _Prediction:
         one, zero = torch.ones_like(alpha), torch.zeros_like(alpha)
         if kind == "epsilon":
-            alpha = alpha.clamp(min=_TINY_ABAR**0.5)
+            alpha = torch.where(alpha == 0, _TINY_ABAR**0.5, alpha)
             return cls(1 / alpha, -sigma / alpha, zero, one)
         if kind == "v_prediction":  # Salimans & Ho 2022, appendix D
             return cls(alpha, -sigma, sigma, alpha)
@@ -233,7 +233,7 @@ def _towards_clean(schedule: NoiseSchedule, timesteps: Sequence[float]) -> tuple
 
     sigma / alpha is interpolated at fractional timesteps, all fp64.
     """
-    abar = schedule.alphas_cumprod.clamp(min=_TINY_ABAR)
+    abar = torch.where(schedule.alphas_cumprod == 0, _TINY_ABAR, schedule.alphas_cumprod)
     ratios = ((1 - abar) / abar).sqrt().numpy()
     ratio = torch.from_numpy(np.interp(timesteps, np.arange(len(ratios)), ratios)).float().double()
     ratio_p = torch.cat([ratio[1:], torch.zeros(1, dtype=torch.float64)])

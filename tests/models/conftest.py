@@ -76,13 +76,13 @@ def upscaler(text_encoder: TextEncoder) -> LatentDiffusion:
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[LatentDiffusion], Path]:
     """The model's folder in fp32, written once per session."""
-    written: dict[int, Path] = {}
+    written: dict[LatentDiffusion, Path] = {}
 
     def write(model: LatentDiffusion) -> Path:
-        if id(model) not in written:
-            written[id(model)] = tmp_path_factory.mktemp("weights")
-            save_folder(model, written[id(model)], dtype=torch.float32)
-        return written[id(model)]
+        if model not in written:
+            written[model] = tmp_path_factory.mktemp("weights")
+            save_folder(model, written[model], dtype=torch.float32)
+        return written[model]
 
     return write
 
@@ -90,13 +90,13 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[LatentDiffu
 @pytest.fixture(scope="session")
 def pipeline_of(folder_of: Callable[[LatentDiffusion], Path]) -> Callable[[LatentDiffusion, type[Any]], Any]:
     """The model as one of diffusers' pipelines, read from its folder."""
-    loaded: dict[tuple[int, type[Any]], Any] = {}
+    loaded: dict[tuple[LatentDiffusion, type[Any]], Any] = {}
 
     def load(model: LatentDiffusion, pipeline: type[Any]) -> Any:
-        if (id(model), pipeline) not in loaded:
-            loaded[id(model), pipeline] = pipeline.from_pretrained(folder_of(model))
-            loaded[id(model), pipeline].set_progress_bar_config(disable=True)
-        return loaded[id(model), pipeline]
+        if (model, pipeline) not in loaded:
+            loaded[model, pipeline] = pipeline.from_pretrained(folder_of(model))
+            loaded[model, pipeline].set_progress_bar_config(disable=True)
+        return loaded[model, pipeline]
 
     return load
 
