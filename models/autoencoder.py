@@ -174,7 +174,7 @@ class Codebook(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """Every pixel's nearest code in its place, in fp32."""
         codes: Tensor = self.embedding(self.nearest(latents))
-        return codes.movedim(-1, 1)
+        return codes.movedim(-1, 1).contiguous()  # norms lose digits where channels come last
 
 
 class Autoencoder(nn.Module):

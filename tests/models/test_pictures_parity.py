@@ -8,12 +8,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.config import ScheduleConfig
 from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
-from tests.models.small import diffusers
+from models.text import TextEncoder
+from tests.models.small import assemble, diffusers
+from tests.models.structures import AUTOENCODERS, UNETS
 
 TOLERANCE = 5e-5
 WIDTH, HEIGHT, STEPS = 64, 48, 7  # 7 does not divide 1000
+V_PREDICTION = ScheduleConfig(prediction_type="v_prediction")
 SETTINGS = [(1.0, 0.0), (5.0, 0.0), (5.0, 1.0), (1.0, 1.0)]
 
 PipelineOf = Callable[[LatentDiffusion, type[Any]], Any]
@@ -114,3 +118,64 @@ def test_upscale(
     image = noise_image(16, 12)
     request = request_of("upscale", guidance_scale, eta, image=image, noise_level=noise_level)
     check(upscaler, request, pipeline, image=image, noise_level=noise_level)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize(("guidance_scale", "eta"), SETTINGS)
+def test_inpainting_with_a_unet_that_sees_no_mask(
+    text_model: LatentDiffusion,
+    pipeline_of: PipelineOf,
+    noise_image: MakeImage,
+    hole: Image.Image,
+    guidance_scale: float,
+    eta: float,
+    strength: float,
+) -> None:
+    """What is kept is put back after every step."""
+    pipeline = pipeline_of(text_model, diffusers.StableDiffusionInpaintPipeline)
+    image = noise_image(WIDTH, HEIGHT)
+    request = request_of("inpaint", guidance_scale, eta, image=image, mask=hole, strength=strength)
+    pictures = {"image": image, "mask_image": hole, "width": WIDTH, "height": HEIGHT}
+    check(text_model, request, pipeline, strength=strength, **pictures)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize(
+    ("sampler", "kind"),
+    [
+        ("ddpm", "DDPMScheduler"),
+        ("euler", "EulerDiscreteScheduler"),
+        ("euler_ancestral", "EulerAncestralDiscreteScheduler"),
+        ("dpmpp_2m", "DPMSolverMultistepScheduler"),
+    ],
+)
+def test_putting_back_after_the_steps_of_other_samplers(
+    text_model: LatentDiffusion,
+    folder_of: Callable[[LatentDiffusion], Any],
+    noise_image: MakeImage,
+    hole: Image.Image,
+    sampler: Any,
+    kind: str,
+    strength: float,
+) -> None:
+    pipeline = diffusers.StableDiffusionInpaintPipeline.from_pretrained(folder_of(text_model))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = getattr(diffusers, kind).from_config(text_model.schedule.config.to_dict(), clip_sample=False)
+    image = noise_image(WIDTH, HEIGHT)
+    request = request_of("inpaint", 5.0, 0.0, image=image, mask=hole, strength=strength, sampler=sampler)
+    pictures = {"image": image, "mask_image": hole, "width": WIDTH, "height": HEIGHT}
+    check(text_model, request, pipeline, strength=strength, **pictures)
+
+
+@pytest.mark.parametrize(("guidance_scale", "eta"), [(5.0, 0.0), (5.0, 1.0)])
+def test_upscaler_whose_self_attention_reads_the_text(
+    text_encoder: TextEncoder, pipeline_of: PipelineOf, noise_image: MakeImage, guidance_scale: float, eta: float
+) -> None:
+    """The structure of SD's x4-upscaler."""
+    low_res = ScheduleConfig(beta_start=0.0001, beta_end=0.02)
+    model = assemble(text_encoder, AUTOENCODERS["kl_f4_x4"], UNETS["sd_x4"], V_PREDICTION, low_res)
+    pipeline = pipeline_of(model, diffusers.StableDiffusionUpscalePipeline)
+    image = noise_image(32, 16)
+    request = request_of("upscale", guidance_scale, eta, image=image, noise_level=350, width=128, height=64)
+    check(model, request, pipeline, image=image, noise_level=350)
