@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.attention import PixelAttention
 from models.autoencoder import Autoencoder
 from models.config import AutoencoderConfig, ScheduleConfig, UNetConfig
 from models.latent_diffusion import LatentDiffusion
@@ -26,20 +27,41 @@ RESIDUAL_WRITERS = (
     *("conv_in", "conv2", "conv_shortcut", "proj_in", "to_out.0", "net.2", "downsamplers.0.conv", "upsamplers.0.conv"),
     *("token_embedding", "position_embedding", "out_proj", "fc2"),  # CLIP's names
 )
+BRANCHES = ("conv_in", "conv1", "time_emb_proj", "conv2", "proj_in", "to_out.0", "net.2")
+STREAM = ("conv_shortcut", "samplers.0.conv", "proj_out", "post_quant_conv")
 
 
-def randomise(module: nn.Module, seed: int = 0) -> None:
+def randomise(module: nn.Module, seed: int = 0, *, even: bool = False) -> None:
+    """With `even`, no level is louder than another, so that a wrong epsilon of any norm shows in one forward; through
+    the steps of a sampler, rounding would show as well."""
     generator = torch.Generator().manual_seed(seed)
     for name, child in module.named_modules():
         for parameter in child.parameters(recurse=False):
+            noise = torch.randn(parameter.shape, generator=generator)
             if isinstance(child, nn.GroupNorm | nn.LayerNorm):
-                offset = 1.0 if parameter is child.weight else 0.0
-                parameter.data = offset + 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter.data = 0.2 * noise + (1.0 if parameter is child.weight else 0.0)
             else:
-                fan_in = parameter[0].numel() if parameter.dim() > 1 else 10
-                gain = 0.02 if name.endswith(RESIDUAL_WRITERS) else 1.0
-                parameter.data = gain * fan_in**-0.5 * torch.randn(parameter.shape, generator=generator)
+                bias = parameter.dim() == 1
+                quiet = name.endswith(BRANCHES + STREAM * bias if even else RESIDUAL_WRITERS)
+                fan_in = 10 if bias else parameter[0].numel()
+                parameter.data = (0.02 if quiet else 1.0) * fan_in**-0.5 * noise
     module.eval().requires_grad_(False)
+
+
+def theirs(ours: UNet | Autoencoder) -> Any:
+    """The same structure and weights in diffusers, strictly: the parameters have the same names."""
+    data = ours.config.to_dict()
+    widths = data.get("attention_head_dim")
+    per_level = data["_class_name"] == "UNet2DModel" and isinstance(widths, tuple)
+    if per_level:  # which it has no words for
+        data["attention_head_dim"] = 1
+    module = getattr(diffusers, data["_class_name"]).from_config(data).eval()
+    module.load_state_dict(ours.state_dict())
+    if per_level:
+        for name, one in ours.named_modules():
+            if isinstance(one, PixelAttention):
+                module.get_submodule(name).heads = one.heads
+    return module
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """A tuned model is the plain one within rounding, whatever it is tuned to."""
 
+import copy
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -70,6 +72,22 @@ def test_bf16_is_near(models: Models, name: str, tuning: Tuning, size: tuple[int
     latents = inputs(models[name], size)[0][:1, :4]
     pixels, plain = tuned.decode_latents(latents), models[name].decode_latents(latents)
     assert (pixels.float() - plain).norm() / plain.norm() < 0.05
+
+
+def test_an_autoencoder_that_may_leave_the_range_of_fp16_stays_in_fp32(models: Models) -> None:
+    model = copy.copy(models[BASE])
+    assert model.autoencoder.config.force_upcast
+    for narrow, dtype in ((False, torch.float32), (True, torch.float16)):
+        config = dataclasses.replace(model.autoencoder.config, force_upcast=not narrow)
+        autoencoder = copy.copy(models[BASE].autoencoder)
+        autoencoder.config = config
+        model._modules = {**models[BASE]._modules, "autoencoder": autoencoder}
+        tuned = tune(model, Tuning("float16"))
+        assert tuned.unet.conv_in.weight.dtype == torch.float16
+        assert tuned.autoencoder.encoder.conv_in.weight.dtype == dtype
+        latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        pixels, plain = tuned.decode_latents(latents), models[BASE].decode_latents(latents)
+        assert largest(pixels, plain) < (0.02 if narrow else 1e-5) * plain.abs().max()
 
 
 def test_the_original_stays_as_it_was(models: Models) -> None:
