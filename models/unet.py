@@ -145,29 +145,47 @@ class UNet(nn.Module):
         self.time_embedding = TimestepMLP(widths[0], config.time_embed_dim)
         labels = config.num_class_embeds
         self.class_embedding = nn.Embedding(labels, config.time_embed_dim) if labels is not None else None
+        added = config.projection_class_embeddings_input_dim
+        self.add_embedding = TimestepMLP(added, config.time_embed_dim) if added is not None else None
         self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in range(len(widths)))
         self.mid_block = MidBlock(config)
         self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(range(len(widths))))
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def embed(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Timesteps t [P] in [0, T), class labels [P] where the structure has them -> [P, E].
+    def embed(self, t: Tensor, labels: Tensor | None = None, addition: Tensor | None = None) -> Tensor:
+        """Timesteps t [P] in [0, T), class labels [P] and what `embed_addition` makes [kP, E], both where the structure
+        has them -> [P, E], with an addition [kP, E].
 
-        Raises ValueError when labels are given to a structure without class embedding, or missing for one with it.
+        Raises ValueError for what is given to a structure without such an embedding, or missing for one with it.
         """
-        if (labels is None) != (self.class_embedding is None):
-            expected = "none" if self.class_embedding is None else "one per row"
-            raise ValueError(f"class labels: this UNet expects {expected}")
+        for given, embedding, name in (
+            (labels, self.class_embedding, "class labels"),
+            (addition, self.add_embedding, "addition"),
+        ):
+            if (given is None) != (embedding is None):
+                raise ValueError(f"{name}: this UNet expects {'none' if embedding is None else 'one per row'}")
         emb = self.embed_time(t)
         if self.class_embedding is not None:
             emb = emb + self.class_embedding(labels)
-        return emb
+        return emb if addition is None else expand_rows(emb, addition.shape[0]) + addition
 
     def embed_time(self, t: Tensor) -> Tensor:
         """What `embed` has in common for all labels, [P, E]: the engine keeps it as a table over all T."""
         sinusoids = timestep_embedding(t, self.config.block_out_channels[0])
         emb: Tensor = self.time_embedding(sinusoids.to(self.conv_in.weight.dtype))
+        return emb
+
+    def embed_addition(self, pooled: Tensor, sizes: Tensor) -> Tensor:
+        """Pooled texts [kP, D], sizes [kP, 6] in pixels (see `config.unet.SIZES`) -> [kP, E], once per picture.
+
+        Raises ValueError for a structure without such an embedding.
+        """
+        if self.add_embedding is None or self.config.addition_time_embed_dim is None:
+            raise ValueError("pooled texts: this UNet expects none")
+        sinusoids = timestep_embedding(sizes.flatten(), self.config.addition_time_embed_dim)
+        features = torch.cat([pooled, sinusoids.reshape(len(sizes), -1)], dim=-1)
+        emb: Tensor = self.add_embedding(features.to(self.add_embedding.linear_1.weight.dtype))
         return emb
 
     def _text_attentions(self) -> Iterator[Attention]:
@@ -184,10 +202,13 @@ class UNet(nn.Module):
     def denoise(self, x: Tensor, emb: Tensor, kv: Sequence[KeyValue]) -> Tensor:
         """x [P, Cin, H, W], emb [P, E], kv of kP rows ordered [unconditional P | conditional P] -> [kP, Cout, H, W].
 
-        What comes before the first text attention runs on P rows; without one, all does, and `kv` is empty.
+        What comes before the first text attention runs on P rows; without one, all does, and `kv` is empty. With an
+        addition that differs between the k rows emb is [kP, E], and all runs on kP.
         """
         kvs = iter(kv)
         h = self.conv_in(x)
+        if self.add_embedding is not None:
+            h = expand_rows(h, emb.shape[0])
         skips = [h]
         for block in self.down_blocks:
             h = block(h, emb, kvs, skips)
@@ -201,6 +222,14 @@ class UNet(nn.Module):
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
         return out
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None = None,
+        labels: Tensor | None = None,
+        addition: Tensor | None = None,
+    ) -> Tensor:
         """`context` None for a structure without text attention."""
-        return self.denoise(x, self.embed(t, labels), [] if context is None else self.project_context(context))
+        kv = [] if context is None else self.project_context(context)
+        return self.denoise(x, self.embed(t, labels, addition), kv)

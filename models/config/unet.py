@@ -14,6 +14,10 @@ from models.config.fields import UnsupportedStructure, check_choices, check_grou
 T = TypeVar("T", int, bool)
 Off = dict[str, tuple[Any, ...]]
 
+SIZES: Final = 6
+"""Height and width of the original picture, top and left of the crop, height and width of the result (Podell et al.
+2023, section 2.2)."""
+
 
 class _Family(NamedTuple):
     """One of diffusers' classes: `foreign` are the fields that only the other one has, `absent` what it takes for a
@@ -41,9 +45,7 @@ _OFF: Final[Off] = {
 
 _TEXT_OFF: Final[Off] = {
     **_OFF,
-    "addition_embed_type": (None,),
     "addition_embed_type_num_heads": (64, None),
-    "addition_time_embed_dim": (None,),
     "attention_type": ("default",),
     "class_embeddings_concat": (False,),
     "conv_in_kernel": (3,),
@@ -54,7 +56,6 @@ _TEXT_OFF: Final[Off] = {
     "encoder_hid_dim_type": (None,),
     "mid_block_only_cross_attention": (None, False),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "projection_class_embeddings_input_dim": (None,),
     "resnet_out_scale_factor": (1, 1.0),
     "resnet_skip_time_act": (False,),
     "reverse_transformer_layers_per_block": (None,),
@@ -76,6 +77,7 @@ _PLAIN: Final = _Family(
     foreign=(
         *("cross_attention_dim", "transformer_layers_per_block", "use_linear_projection"),
         *("only_cross_attention", "upcast_attention"),
+        *("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
     ),
     absent={
         "in_channels": 3,
@@ -117,6 +119,10 @@ class UNetConfig:
     use_linear_projection: bool = False
     only_cross_attention: bool | tuple[bool, ...] = False
     upcast_attention: bool = False
+    # SDXL's: a pooled text and the sinusoids of six sizes, of this width each; the width of them all.
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
     # Without text alone. The types count for levels with attention; others name theirs in their block's.
     downsample_type: str = "conv"
     upsample_type: str = "conv"
@@ -131,6 +137,8 @@ class UNetConfig:
             check_sizes(self, "cross_attention_dim")
         check_choices(self, resnet_time_scale_shift=("default", "scale_shift"))
         check_choices(self, downsample_type=("conv", "resnet"), upsample_type=("conv", "resnet"))
+        check_choices(self, addition_embed_type=(None, "text_time"))
+        self._check_addition()
         self._check_family()
         self._check_levels()
         self._check_widths()
@@ -144,6 +152,15 @@ class UNetConfig:
                     f"UNetConfig: {field.name}={getattr(self, field.name)!r} means nothing to a {self._class_name}; "
                     f"expected {field.default!r}"
                 )
+
+    def _check_addition(self) -> None:
+        names = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+        if self.addition_embed_type is not None:
+            check_sizes(self, *names)
+            if self.pooled_width < 1:
+                raise ValueError(f"{names[1]}={getattr(self, names[1])}: expected more than {SIZES} times {names[0]}")
+        elif any(getattr(self, name) is not None for name in names):
+            raise UnsupportedStructure(f"{names[0]} or {names[1]} without addition_embed_type: expected None")
 
     def _check_levels(self) -> None:
         levels = len(self.block_out_channels)
@@ -220,6 +237,11 @@ class UNetConfig:
     def context_width(self) -> int:
         """Width of the context's tokens; 0 where nothing attends to one."""
         return self.cross_attention_dim or 0
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of the pooled text that is embedded beside the timestep; 0 where none is."""
+        return (self.projection_class_embeddings_input_dim or 0) - SIZES * (self.addition_time_embed_dim or 0)
 
     @property
     def time_embed_dim(self) -> int:

@@ -11,6 +11,8 @@ from typing import Any, Final
 from models.config import AutoencoderConfig, UNetConfig
 
 CONTEXT: Final = 16
+POOLED: Final = 10
+"""Width of SDXL's pooled text."""
 
 
 def _text(base: int, multiples: tuple[int, ...], attention: Iterable[int], **options: Any) -> UNetConfig:
@@ -44,6 +46,18 @@ _THREE: Final[dict[str, Any]] = {"in_channels": 3, "out_channels": 3}
 _SD1: Final = _text(4, (1, 2, 4, 4), (0, 1, 2))
 _SD2: Final = dataclasses.replace(_SD1, attention_head_dim=(1, 2, 4, 4), use_linear_projection=True)
 _CELEBA: Final = _plain(4, (1, 2, 3, 4), (1, 2, 3), attention_head_dim=4, **_THREE)
+
+SDXL: Final = _text(
+    4,
+    (1, 2, 4),
+    (1, 2),
+    attention_head_dim=(1, 2, 4),
+    transformer_layers_per_block=(1, 2, 3),
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=4,
+    projection_class_embeddings_input_dim=POOLED + 6 * 4,
+)
 
 UNETS: Final[dict[str, UNetConfig]] = {
     "text2im_large": _SD1,

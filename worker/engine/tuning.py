@@ -122,8 +122,8 @@ def _pack(model: LatentDiffusion, height: int, width: int) -> None:
 
 
 class TunedUNet(UNet):
-    """Without class labels the time embedding is projected for all blocks in `embed_time`, hence once per timestep for
-    good; with them, which are added before a non-linearity, in one product per step.
+    """Where nothing is added to it the time embedding is projected for all blocks in `embed_time`, hence once per
+    timestep for good; with class labels or an addition, which come before a non-linearity, in one product per step.
 
     For adapters, by the names of the original modules: `step_sites` are computed at every step, `context_sites` by
     `project_context`, `time_modules` by `embed_time`.
@@ -135,11 +135,13 @@ class TunedUNet(UNet):
         for name, child in workshop.tree(unet).named_children():
             self.add_module(name, child)
         self.time_embedding = unet.time_embedding
+        self.add_embedding = unet.add_embedding
         if unet.class_embedding is None:
             self.class_embedding = None
         self._projections = workshop.projections
         self._dtype = workshop.dtype
-        self._project_step = None if self.class_embedding is None else workshop.linear(*workshop.projections)
+        added = self.class_embedding is not None or self.add_embedding is not None
+        self._project_step = workshop.linear(*workshop.projections) if added else None
         self.step_sites: dict[str, list[Site]] = {}
         self.context_sites: dict[str, list[Site]] = {}
         self._sort(unet, workshop.sites)
@@ -161,6 +163,9 @@ class TunedUNet(UNet):
             emb = F.silu(emb)
             emb = torch.cat([projection(emb) for projection in self._projections], dim=-1)
         return emb.to(self._dtype)
+
+    def embed_addition(self, pooled: Tensor, sizes: Tensor) -> Tensor:
+        return super().embed_addition(pooled, sizes).to(self._dtype)
 
     def project_context(self, context: Tensor) -> list[KeyValue]:
         parts = (self.down_blocks, self.mid_block, self.up_blocks)
