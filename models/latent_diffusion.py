@@ -23,7 +23,8 @@ from models.text import TextConditioner
 from models.tiling import TiledDecoding
 from models.unet import UNet
 from models.weights_io.files import Reading
-from models.weights_io.folder import load_parts
+from models.weights_io.load import load_parts
+from models.weights_io.single_file import Told
 
 OnStep = Callable[[int, int], None]
 Conditioning = Literal["text", "class", "layout", "semantic", "none"]
@@ -86,12 +87,12 @@ class LatentDiffusion(nn.Module):
         return (0, mask) if isinstance(self.conditioner, TextConditioner) else (0,)
 
     @classmethod
-    def load(cls, path: str | Path, dtype: torch.dtype | None = None) -> LatentDiffusion:
-        """A diffusers folder on the CPU, in eval mode and frozen, in fp32 unless `dtype` says otherwise.
+    def load(cls, path: str | Path, dtype: torch.dtype | None = None, told: Told = Told()) -> LatentDiffusion:  # noqa: B008
+        """A diffusers folder or single file on the CPU, in eval mode and frozen, in fp32 unless `dtype` says otherwise.
 
         Raises as `load_parts` does.
         """
-        return cls(*load_parts(Path(path), Reading(dtype or torch.float32))).eval().requires_grad_(False)
+        return cls(*load_parts(Path(path), Reading(dtype or torch.float32), told)).eval().requires_grad_(False)
 
     @property
     def _beside(self) -> int:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
+from torch import nn
 
 from models.autoencoder import Autoencoder
+from models.bert import BertEncoder
+from models.class_label import ClassEncoder
+from models.conditioning import Conditioner
 from models.config import AutoencoderConfig, ScheduleConfig, UNetConfig
+from models.layout import LayoutEncoder
 from models.schedule import NoiseSchedule
 from models.text import TextEncoder
 from models.unet import UNet
 from models.weights_io.files import Reading
-from models.weights_io.tensors import LazyTensor, assign, read_json, write_json, write_tensors
+from models.weights_io.tensors import LazyTensor, WeightsError, assign, read_json, write_json, write_tensors
 
 if TYPE_CHECKING:
     from models.latent_diffusion import LatentDiffusion
 
-STEM = "diffusion_pytorch_model"
+STEM: Final = "diffusion_pytorch_model"
+_CONDITIONERS: Final[Mapping[str, type[TextEncoder] | type[BertEncoder] | type[ClassEncoder] | type[LayoutEncoder]]] = {
+    "text_encoder": TextEncoder,
+    "bert": BertEncoder,
+    "class_encoder": ClassEncoder,
+    "layout_encoder": LayoutEncoder,
+}
+"""By the folder of their weights."""
+SEMANTIC: Final = "semantic"
 
 
 class Parts(NamedTuple):
@@ -26,25 +40,24 @@ class Parts(NamedTuple):
 
     unet: UNet
     autoencoder: Autoencoder
-    conditioner: TextEncoder
+    conditioner: Conditioner | None
     schedule: NoiseSchedule
     low_res_schedule: NoiseSchedule | None
+    semantic: nn.Conv2d | None
 
 
-def load_parts(folder: Path, reading: Reading = Reading()) -> Parts:  # noqa: B008  # frozen
-    """The parts on the CPU.
-
-    Raises WeightsError for a folder that is no model, a missing or broken file, missing, unexpected or misshapen keys;
-    UnsupportedStructure for a structure that `models` does not implement.
-    """
+def load_folder(folder: Path, reading: Reading) -> Parts:
+    """Raises as `load_parts`. What `model_index.json` does not name, or calls null, is not there."""
     index = read_json(folder / "model_index.json")
-    low_res = folder / "low_res_scheduler"
+    parts = {name for name, what in index.items() if isinstance(what, list) and what and what[0] is not None}
+    conditioners = [kind for name, kind in _CONDITIONERS.items() if name in parts]
     return Parts(
         unet=_load_unet(folder / "unet", reading),
-        autoencoder=_load_autoencoder(folder / ("vqvae" if "vqvae" in index else "vae"), reading),
-        conditioner=TextEncoder.load(folder, reading),
+        autoencoder=_load_autoencoder(folder / ("vqvae" if "vqvae" in parts else "vae"), reading),
+        conditioner=conditioners[0].load(folder, reading) if conditioners else None,
         schedule=_load_schedule(folder / "scheduler"),
-        low_res_schedule=_load_schedule(low_res) if low_res.is_dir() else None,
+        low_res_schedule=_load_schedule(folder / "low_res_scheduler") if "low_res_scheduler" in parts else None,
+        semantic=_load_semantic(folder / SEMANTIC, reading) if SEMANTIC in parts else None,
     )
 
 
@@ -70,7 +83,19 @@ def _load_autoencoder(folder: Path, reading: Reading) -> Autoencoder:
     return autoencoder
 
 
-_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+def _load_semantic(folder: Path, reading: Reading) -> nn.Conv2d:
+    config = read_json(folder / "config.json")
+    tensors, path = reading.weights(folder, STEM)
+    try:
+        with torch.device("meta"):
+            convolution = nn.Conv2d(int(config["classes"]), int(config["channels"]), 1, bias=bool(config["bias"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{folder / 'config.json'}: expected numbers of classes and channels, and bias") from error
+    assign(convolution, tensors, path, reading.dtype)
+    return convolution
+
+
+_OLD_NAMES: Final = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def with_present_names(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -96,11 +121,13 @@ def with_linear_attention(tensors: dict[str, LazyTensor]) -> dict[str, LazyTenso
 
 
 def save_folder(model: LatentDiffusion, folder: Path, *, dtype: torch.dtype | None = torch.float16) -> None:
-    """Write what `LatentDiffusion.load` and diffusers read; `dtype` None keeps each tensor's own.
+    """Write what `LatentDiffusion.load` reads, and diffusers where it has a pipeline for such a model.
 
-    An upscaler becomes a StableDiffusionUpscalePipeline; other models are what the channels of their UNet say.
+    `dtype` None keeps each tensor's own.
     """
-    for name, part in (("unet", model.unet), ("vae", model.autoencoder)):
+    pipeline = _pipeline(model)
+    first_stage = "vqvae" if pipeline.startswith("LDM") else "vae"
+    for name, part in (("unet", model.unet), (first_stage, model.autoencoder)):
         write_json(folder / name / "config.json", part.config.to_dict())
         write_tensors(folder / name / f"{STEM}.safetensors", part.state_dict(), dtype)
     if model.conditioner is not None:
@@ -110,22 +137,48 @@ def save_folder(model: LatentDiffusion, folder: Path, *, dtype: torch.dtype | No
         config = model.low_res_schedule.config.to_dict()
         del config["set_alpha_to_one"]  # DDIM's alone
         write_json(folder / "low_res_scheduler" / "scheduler_config.json", {**config, "_class_name": "DDPMScheduler"})
-    write_json(folder / "model_index.json", _index(model))
+    if model.semantic is not None:
+        sizes = {"classes": model.semantic.in_channels, "channels": model.semantic.out_channels}
+        write_json(folder / SEMANTIC / "config.json", {**sizes, "bias": model.semantic.bias is not None})
+        write_tensors(folder / SEMANTIC / f"{STEM}.safetensors", model.semantic.state_dict(), dtype)
+    write_json(folder / "model_index.json", {"_class_name": pipeline, **_index(model, first_stage)})
 
 
-def _index(model: LatentDiffusion) -> dict[str, Any]:
-    """`model_index.json`: the pipeline's class and that of each part."""
+def _pipeline(model: LatentDiffusion) -> str:
+    """diffusers' pipeline for such a model, or a name of ours where it has none."""
+    if isinstance(model.conditioner, TextEncoder):
+        if model.low_res_schedule is not None:
+            return "StableDiffusionUpscalePipeline"
+        return "StableDiffusionInpaintPipeline" if model.inpaints else "StableDiffusionPipeline"
+    if isinstance(model.conditioner, BertEncoder):
+        return "LDMTextToImagePipeline"
+    if model.conditioning != "none" or model.inpaints:
+        return f"Darkroom{'Inpaint' if model.inpaints else model.conditioning.title()}Pipeline"
+    return "LDMSuperResolutionPipeline" if model.upscales else "LDMPipeline"
+
+
+def _index(model: LatentDiffusion, first_stage: str) -> dict[str, Any]:
+    """The class of each part, and what diffusers' pipelines of Stable Diffusion want to know besides."""
     index: dict[str, Any] = {
         "_diffusers_version": "0.38.0",  # whose layout this is; its inpainting pipeline does not load without
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", model.unet.config.to_dict()["_class_name"]],
+        first_stage: ["diffusers", model.autoencoder.config.to_dict()["_class_name"]],
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
     }
+    match model.conditioner:
+        case TextEncoder():
+            index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+        case BertEncoder():
+            index |= {"bert": ["latent_diffusion", "LDMBertModel"], "tokenizer": ["transformers", "BertTokenizer"]}
+        case ClassEncoder() | LayoutEncoder() as encoder:
+            name = next(name for name, kind in _CONDITIONERS.items() if isinstance(encoder, kind))
+            index[name] = ["darkroom", type(encoder).__name__]
+    if model.semantic is not None:
+        index[SEMANTIC] = ["darkroom", "Conv2d"]
     if model.low_res_schedule is not None:
         low_res = {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": model.max_noise_level}
-        return {"_class_name": "StableDiffusionUpscalePipeline", **index, **low_res}
-    absent = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-    pipeline = "StableDiffusionInpaintPipeline" if model.inpaints else "StableDiffusionPipeline"
-    return {"_class_name": pipeline, **index, **absent}
+        return {**index, **low_res}
+    if isinstance(model.conditioner, TextEncoder):
+        absent = {"safety_checker": [None, None], "feature_extractor": [None, None]}
+        return {**index, **absent, "requires_safety_checker": False}
+    return index
