@@ -16,6 +16,7 @@ from models.class_label import ClassEncoder
 from models.conditioning import Condition, Conditioner
 from models.config import UnsupportedStructure
 from models.layout import LayoutEncoder
+from models.lora import Adapter, Uses, adapted, load_adapters
 from models.samplers import advance, guide, put_back
 from models.schedule import NoiseSchedule
 from models.tasks import PictureRequest, Task, finish, prepare
@@ -37,7 +38,8 @@ class LatentDiffusion(nn.Module):
     a small picture: an upscaler, noised by a `low_res_schedule` (SD x4) or as it is (LDM's super resolution);
     a semantic map, rescaled and then mapped by the 1x1 convolution `semantic` [classes -> channels];
     a mask and a masked picture: an inpainting model; or nothing.
-    A `conditioner` makes what it attends to, None for a UNet without a context.
+    A `conditioner` makes what it attends to, None for a UNet without a context. `adapters` by name are there for
+    requests to use.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class LatentDiffusion(nn.Module):
         self.schedule = schedule
         self.low_res_schedule = low_res_schedule
         self.semantic = semantic
+        self.adapters: dict[str, Adapter] = {}
         self._check()
 
     def _check(self) -> None:
@@ -90,9 +93,11 @@ class LatentDiffusion(nn.Module):
     def load(cls, path: str | Path, dtype: torch.dtype | None = None, told: Told = Told()) -> LatentDiffusion:  # noqa: B008
         """A diffusers folder or single file on the CPU, in eval mode and frozen, in fp32 unless `dtype` says otherwise.
 
-        Raises as `load_parts` does.
+        Its adapters come along. Raises as `load_parts` and `load_adapters` do.
         """
-        return cls(*load_parts(Path(path), Reading(dtype or torch.float32), told)).eval().requires_grad_(False)
+        model = cls(*load_parts(Path(path), Reading(dtype or torch.float32), told)).eval().requires_grad_(False)
+        model.adapters = load_adapters(Path(path), model)
+        return model
 
     @property
     def _beside(self) -> int:
@@ -114,6 +119,14 @@ class LatentDiffusion(nn.Module):
     def blends(self, request: PictureRequest) -> bool:
         """Whether the picture is inpainted by a UNet that was not made for it: what is kept is put back every step."""
         return request.task == "inpaint" and not self.inpaints
+
+    def uses(self, request: PictureRequest) -> Uses:
+        """The picture's adapters with their weights. Raises ValueError for one that the model does not have."""
+        unknown = [name for name, _ in request.loras if name not in self.adapters]
+        if unknown:
+            known = ", ".join(self.adapters) or "none"
+            raise ValueError(f"no adapter of this model: {', '.join(unknown)}; it has: {known}")
+        return [(self.adapters[name], weight) for name, weight in request.loras if weight]
 
     @property
     def conditioning(self) -> Conditioning:
@@ -225,8 +238,12 @@ class LatentDiffusion(nn.Module):
     def render_latents(self, request: PictureRequest, on_step: OnStep | None = None) -> Tensor:
         """The picture's denoised (scaled) latents [1, z, h, w].
 
-        `on_step(done, steps)` is called after each step. Raises ValueError as `tasks.prepare` does.
+        `on_step(done, steps)` is called after each step. Raises ValueError as `tasks.prepare` and `uses` do.
         """
+        with adapted(self, self.uses(request)):
+            return self._render_latents(request, on_step)
+
+    def _render_latents(self, request: PictureRequest, on_step: OnStep | None) -> Tensor:
         start = prepare(self, request)
         device, dtype = self.device, self.unet.conv_in.weight.dtype
         kv = self.project(self.conditions(request))

@@ -34,7 +34,8 @@ class PictureRequest:
     Of `prompt`, `class_label`, `layout` and `semantic_map` a model reads the one that it is conditioned on; the map is
     grey, its values are classes, of the result's size. `image` is RGB; `mask` is grey, of the image's size, white =
     repaint. `strength` in (0, 1] is the share of the steps that img2img and inpaint run; `eta` is DDIM's alone.
-    `noise_level` is the timestep to which x4 upscaling noises its input. `raw` asks for the decoder's own picture.
+    `noise_level` is the timestep to which x4 upscaling noises its input. `loras` are names of the model's adapters with
+    weights (1 = as trained). `raw` asks for the decoder's own picture.
     """
 
     task: Task
@@ -54,6 +55,7 @@ class PictureRequest:
     image: Image.Image | None = None
     mask: Image.Image | None = None
     noise_level: int = 0
+    loras: tuple[tuple[str, float], ...] = ()
     raw: bool = False
 
 

@@ -18,6 +18,9 @@ from models.lora import text_transformer
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 """Down and up, by module name."""
 ATTENTION = r".*\.attn\d\.to_(q|k|v|out\.0)"
+EVERYWHERE = (
+    r".*(proj_in|proj_out|net\.0\.proj|net\.2|conv\d?|conv_in|conv_out|conv_shortcut|time_emb_proj|linear_\d|to_.*)"
+)
 TEXT = r".*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 
 

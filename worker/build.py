@@ -28,6 +28,10 @@ class Choice:
     tuning: Tuning
     buckets: Mapping[str, int]
 
+    def bucket(self, key: LaneKey) -> int | None:
+        """Adapters add little to a step: a lane with them is as wide as the same one without."""
+        return self.buckets.get(dataclasses.replace(key, rank=0).label)
+
 
 def build(
     settings: Settings, loaded: Mapping[str, ServedModel], model_dir: Path, device: torch.device
@@ -45,12 +49,13 @@ def build(
         tuned = tune(one.model.to(device), choices[name].tuning, (lane.height, lane.width))
         residents[name] = ResidentModel(tuned)
         served[name] = dataclasses.replace(one, model=tuned)
-    plan = numerics.ExactPlan(residents, settings.worker_slots, lambda key: choices[key.model].buckets.get(key.label))
+    plan = numerics.ExactPlan(residents, settings.worker_slots, lambda key: choices[key.model].bucket(key))
     exact = settings.batching == "exact"
     proven = {name: plan.prove(usual_lane(one.card)) for name, one in served.items()} if exact else {}
     facts = {
         name: {
             "weights": one.card.digest or numerics.weights_digest(loaded[name].model),
+            "adapters": {adapter: file.digest for adapter, file in one.model.adapters.items()},
             "tuning": choices[name].tuning.to_json(),
             "calibrated": dict(choices[name].buckets),
             "buckets": proven.get(name),

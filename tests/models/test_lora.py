@@ -19,13 +19,19 @@ from models.lora import Adapter, adapted, copy_adapter, load_adapter, load_adapt
 from models.tasks import PictureRequest
 from models.text import TextEncoder
 from models.weights_io.tensors import WeightsError
-from tests.adapter_files import ATTENTION, TEXT, adapter_of, random_pairs, write_kohya, write_old_diffusers, write_peft
+from tests.adapter_files import (
+    ATTENTION,
+    EVERYWHERE,
+    TEXT,
+    adapter_of,
+    random_pairs,
+    write_kohya,
+    write_old_diffusers,
+    write_peft,
+)
 from tests.models.small import KL_F8, UNET, assemble, diffusers
 
 TOLERANCE = 5e-5
-EVERYWHERE = (
-    r".*(proj_in|proj_out|net\.0\.proj|net\.2|conv\d?|conv_in|conv_out|conv_shortcut|time_emb_proj|linear_\d|to_.*)"
-)
 ALPHAS = {
     "unet.r": 3, "unet.lora_alpha": 6, "unet.alpha_pattern": {"to_q": 1.5, "^conv_in": 4}, "unet.target_modules": [],
     "text_encoder.r": 3, "text_encoder.lora_alpha": 1, "text_encoder.target_modules": [],
@@ -236,7 +242,14 @@ def test_weight_zero_and_leaving_restore_the_model(text_model: LatentDiffusion, 
     adapter = load_adapter(adapter_of(text_model, write_peft, tmp_path / "a.safetensors"), text_model)
     plain = outputs(text_model, [])
     assert all(torch.equal(one, other) for one, other in zip(outputs(text_model, [(adapter, 0.0)]), plain, strict=True))
-    assert_different(outputs(text_model, [(adapter, 1.0)]), plain)
+    changed = outputs(text_model, [(adapter, 1.0)])
+    assert_different(changed, plain)
+    text_model.adapters = {"style": adapter}
+    asked = PictureRequest(**{**vars(_REQUEST), "loras": (("style", 0.5), ("style", 0.5))})
+    assert_same((text_model.render_latents(asked),), changed[2:])
+    text_model.adapters = {}
+    with pytest.raises(ValueError, match="no adapter of this model: style, style; it has: none"):
+        text_model.render_latents(asked)
     assert all(torch.equal(one, other) for one, other in zip(outputs(text_model, []), plain, strict=True))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from models.attention import KeyValue
 from models.samplers import COLUMNS
 from models.tasks import Blend, Start
+from worker.engine.adapters import AdapterBank
 from worker.engine.resident import ResidentModel
 from worker.engine.scheduler import LaneKey
 
@@ -18,8 +19,8 @@ class Bank:
     x, noise and clean (the predicted x_0) [P, z, h, w] fp32, conditioning [P, c, h, w] fp32 or None, kv per text
     attention [k, P, heads, L, d], coefficients [P, T, 6], timesteps [P, T], step and active [P], guidance [P],
     class_embedding [P, E] or None. Rows whose time embeddings are not in the model's table have `own_time` [P] set and
-    that of their next step in `time` [P, E]. Lanes that blend have the rows' blends, levels [P, T, 2]. A free slot
-    holds zeros: it is computed along and stays finite.
+    that of their next step in `time` [P, E]. Lanes that blend have the rows' blends, levels [P, T, 2], lanes with a
+    rank the rows' adapters. A free slot holds zeros: it is computed along and stays finite.
     """
 
     def __init__(self, resident: ResidentModel, key: LaneKey, slots: int) -> None:
@@ -37,6 +38,7 @@ class Bank:
         if key.blends:
             mask, levels = self.x.new_zeros(slots, 1, *size[1:]), self.x.new_zeros(slots, steps, 2)
             self.blend = Blend(torch.zeros_like(self.x), torch.zeros_like(self.x), mask, levels)
+        self.adapters = AdapterBank(resident.model.unet, slots, key.rank, resident.time_table) if key.rank else None
         self.coefficients = torch.zeros(slots, steps, COLUMNS, device=device)
         self.timesteps = torch.zeros(slots, steps, dtype=torch.long, device=device)
         self.step = torch.zeros(slots, dtype=torch.long, device=device)
@@ -51,7 +53,7 @@ class Bank:
     def write(
         self, slot: int, start: Start, kv: list[KeyValue], guidance_scale: float, class_embedding: Tensor | None
     ) -> None:
-        """A row moves in, ready for its first step."""
+        """A row moves in, ready for its first step but for its adapters."""
         timesteps = torch.tensor(start.plan.timesteps)
         steps = len(timesteps)
         self.set_progress(slot, start.latents[0], 0)
@@ -62,7 +64,6 @@ class Bank:
             v_bank[:, slot] = v
         self.coefficients[slot, :steps] = start.plan.coefficients
         self.timesteps[slot, :steps] = timesteps.long()
-        self.own_time[slot] = start.plan.fractional
         self.active[slot] = 1
         self.guidance[slot] = guidance_scale
         if self.class_embedding is not None and class_embedding is not None:
@@ -87,6 +88,8 @@ class Bank:
         for tensor in (self.coefficients, self.timesteps, self.step, self.active, self.guidance, self.time):
             tensor[slot] = 0
         self.own_time[slot] = False
+        if self.adapters is not None:
+            self.adapters.clear(slot)
         for k, v in self.kv:
             k[:, slot] = 0
             v[:, slot] = 0

@@ -44,6 +44,10 @@ class GraphedSteps:
         else:
             graph.replay()
 
+    def forget(self, bank: Bank) -> None:
+        """A step of `bank` launches other kernels from now on."""
+        self._graphs.pop(bank, None)
+
     def _capture(self, step: Callable[[], None], bank: Bank) -> torch.cuda.CUDAGraph | None:
         """Kernels and libraries are warmed up on a side stream first; what that changed in the bank is put back."""
         before = [(tensor, tensor.clone()) for tensor in (bank.x, bank.clean, bank.step)]

@@ -17,6 +17,7 @@ from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest, Start, finish, latent_size
 from models.tiling import TiledDecoding
 from worker.engine import runner
+from worker.engine.adapters import padded_rank
 from worker.engine.bank import Bank
 from worker.engine.events import (
     Event,
@@ -118,7 +119,7 @@ class Engine:
     ) -> None:
         """The row waits for a slot. It goes on from `resume` if that has the engine's fingerprint and its size, else
         it begins anew. Raises ValueError for an unknown model, a used id, an upscale without picture, a condition
-        that the model does not take."""
+        that the model does not take, an adapter that it does not have."""
         if row_id in self._pictures:
             raise ValueError(f"row {row_id} is in the engine already")
         if model not in self._residents:
@@ -126,7 +127,8 @@ class Engine:
         resident = self._residents[model]
         height, width = latent_size(resident.model, request)
         rows = max(len(resident.model.conditions(request)), 1)
-        key = LaneKey(model, height, width, guided=rows > 1, blends=resident.model.blends(request))
+        rank = padded_rank(resident.model.unet, resident.model.uses(request))
+        key = LaneKey(model, height, width, rows > 1, resident.model.blends(request), rank)
         # Proportional to the FLOPs of the denoising, near enough to compare rows of different lanes.
         share = request.strength if request.task in ("img2img", "inpaint") else 1.0
         ideal = request.steps * share * rows * height * width * resident.parameters
@@ -230,10 +232,10 @@ class Engine:
         if lane.key not in self._banks:
             self._banks[lane.key] = Bank(resident, lane.key, len(lane.slots))
         bank, resume = self._banks[lane.key], picture.resume
-        start = runner.admit(resident, bank, slot, picture.request)
+        start, time = runner.admit(resident, bank, slot, picture.request)
         if resume is not None and runner.go_on(bank, slot, start, resume):
             picture.step = resume.step
-        picture.start, picture.time, picture.resume = start, resident.own_time(start.plan), None
+        picture.start, picture.time, picture.resume = start, time, None
         if picture.step == len(start.plan.timesteps):
             self._leave_slot(lane, slot, picture)
 

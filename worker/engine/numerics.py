@@ -168,21 +168,29 @@ class _Sample:
     def __init__(self, bank: Bank, resident: ResidentModel, random: torch.Generator) -> None:
         self._random = random
         self._last = resident.time_table.shape[0] - 1
-        self._tensors = [(tensor, dim, self._draw(tensor.select(dim, 0).shape)) for tensor, dim in self._banks(bank)]
+        self._tensors = [
+            (tensor, dim, gain, gain * self._draw(tensor.select(dim, 0).shape))
+            for tensor, dim, gain in self._banks(bank)
+        ]
 
     @staticmethod
-    def _banks(bank: Bank) -> list[tuple[Tensor, int]]:
-        """What differs between rows, with the dimension of the slots."""
+    def _banks(bank: Bank) -> list[tuple[Tensor, int, float]]:
+        """What differs between rows, with the dimension of the slots and a size to draw; adapters of every module."""
         tensors = [bank.x, bank.noise, bank.clean, bank.conditioning, bank.class_embedding, bank.guidance]
-        pairs = [(tensor, 1) for kv in bank.kv for tensor in kv]
-        return [(tensor, 0) for tensor in (*tensors, *(bank.blend or ())) if tensor is not None] + pairs
+        rows = [(tensor, 0, 1.0) for tensor in (*tensors, *(bank.blend or ())) if tensor is not None]
+        rows += [(tensor, 1, 1.0) for kv in bank.kv for tensor in kv]
+        if bank.adapters is not None:
+            bank.adapters.cover_all()
+            factors = [tensor for each in bank.adapters.factors.values() for tensor in each]
+            rows += [(tensor, 0, tensor[0, 0].numel() ** -0.5) for tensor in factors]
+        return rows
 
     def _draw(self, shape: torch.Size) -> Tensor:
         return torch.randn(shape, generator=self._random)
 
     def scatter(self, bank: Bank, slots: Sequence[int]) -> None:
-        for tensor, dim, row in self._tensors:
-            tensor.copy_(self._draw(tensor.shape))
+        for tensor, dim, gain, row in self._tensors:
+            tensor.copy_(gain * self._draw(tensor.shape))
             for slot in slots:
                 tensor.select(dim, slot).copy_(row)
         bank.timesteps.copy_(torch.randint(0, self._last, bank.timesteps.shape, generator=self._random))

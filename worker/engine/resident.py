@@ -13,7 +13,9 @@ from models.attention import KeyValue
 from models.autoencoder import Posterior
 from models.conditioning import Condition
 from models.latent_diffusion import LatentDiffusion
+from models.lora import Uses, adapted_text
 from models.samplers import SamplingPlan
+from worker.engine.adapters import adapted_context, adapted_time, changes_time
 from worker.engine.cuda_graphs import GraphedSteps
 from worker.engine.preview import LatentPreview
 
@@ -33,7 +35,7 @@ class ResidentModel:
         weights = itertools.chain(model.unet.parameters(), model.unet.buffers())  # buffers hold those that are packed
         self.parameters = sum(weight.numel() for weight in weights)
         self.graphs = GraphedSteps()
-        self._contexts: OrderedDict[Condition, Tensor] = OrderedDict()
+        self._contexts: OrderedDict[tuple[Condition, tuple[tuple[str, float], ...]], Tensor] = OrderedDict()
         self._blanks: OrderedDict[tuple[int, int], Posterior] = OrderedDict()
 
     @property
@@ -51,34 +53,39 @@ class ResidentModel:
         self._blanks.move_to_end(size)
         return self._blanks[size]
 
-    def context(self, condition: Condition) -> Tensor:
+    def context(self, condition: Condition, uses: Uses = ()) -> Tensor:
         """Its encoding [1, L, D]; those of the last conditions are kept, the empty prompt among them most often."""
-        if condition not in self._contexts:
+        key = condition, tuple((adapter.digest, weight) for adapter, weight in uses if adapter.text)
+        if key not in self._contexts:
             assert self.model.conditioner is not None
-            self._contexts[condition] = self.model.conditioner.encode(condition)
+            with adapted_text(self.model, uses):
+                self._contexts[key] = self.model.conditioner.encode(condition)
             if len(self._contexts) > _CONTEXTS_KEPT:
                 self._contexts.popitem(last=False)
-        self._contexts.move_to_end(condition)
-        return self._contexts[condition]
+        self._contexts.move_to_end(key)
+        return self._contexts[key]
 
-    def project(self, conditions: Sequence[Condition]) -> list[KeyValue]:
+    def project(self, conditions: Sequence[Condition], uses: Uses = ()) -> list[KeyValue]:
         """As the model's: keys and values of one row with k conditions, each [k, heads, L, d]."""
         if not conditions:
             return []
-        context = torch.cat([self.context(condition) for condition in conditions])
-        return self.model.unet.project_context(context.to(self.model.device, self.time_table.dtype))
+        context = torch.cat([self.context(condition, uses) for condition in conditions])
+        context = context.to(self.model.device, self.time_table.dtype)
+        with adapted_context(self.model.unet, uses, context):
+            return self.model.unet.project_context(context)
 
     def blank(self, rows: int) -> list[KeyValue]:
         """`project` of as many conditions that say nothing."""
         conditioner = self.model.conditioner
         return self.project([] if conditioner is None else [conditioner.blank] * rows)
 
-    def own_time(self, plan: SamplingPlan) -> Tensor | None:
-        """Embeddings [steps, E] of a plan's timesteps where the table has not all of them."""
-        if not plan.fractional:
+    def own_time(self, plan: SamplingPlan, uses: Uses = ()) -> Tensor | None:
+        """Embeddings [steps, E] of a plan's timesteps where the table lacks them, or lacks what these adapters do."""
+        if not plan.fractional and not changes_time(self.model.unet, uses):
             return None
         timesteps = torch.tensor(plan.timesteps, device=self.model.device)
-        return torch.cat([self.model.unet.embed_time(t[None]) for t in timesteps])
+        with adapted_time(self.model.unet, uses):
+            return torch.cat([self.model.unet.embed_time(t[None]) for t in timesteps])
 
     def class_embedding(self, label: int | None) -> Tensor | None:
         """[E], to be added to the time embedding at every step; None for a structure without class labels."""

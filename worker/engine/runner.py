@@ -5,6 +5,8 @@ Runs on the device without a host sync; whoever calls it decides which slots and
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,19 @@ from worker.engine.resident import ResidentModel
 from worker.engine.resume import ResumeState
 
 
-def admit(resident: ResidentModel, bank: Bank, slot: int, request: PictureRequest) -> Start:
-    """Encodes text and pictures at batch 1 and writes the row into its slot. Raises ValueError as `prepare` does."""
-    start = prepare(resident.model, request, resident.blank_posterior)
-    kv = resident.project(resident.model.conditions(request))
+def admit(resident: ResidentModel, bank: Bank, slot: int, request: PictureRequest) -> tuple[Start, Tensor | None]:
+    """Encodes text and pictures at batch 1 and writes the row into its slot; with what `feed` takes as `time`.
+
+    Raises ValueError as `prepare` does.
+    """
+    start, uses = prepare(resident.model, request, resident.blank_posterior), resident.model.uses(request)
+    kv = resident.project(resident.model.conditions(request), uses)
     bank.write(slot, start, kv, request.guidance_scale, resident.class_embedding(start.label))
-    return start
+    if bank.adapters is not None and bank.adapters.write(slot, uses):
+        resident.graphs.forget(bank)
+    time = resident.own_time(start.plan, uses)
+    bank.own_time[slot] = time is not None
+    return start, time
 
 
 def go_on(bank: Bank, slot: int, start: Start, state: ResumeState) -> bool:
@@ -60,7 +69,8 @@ def _step(resident: ResidentModel, bank: Bank, rows: slice) -> None:
         emb = emb + bank.class_embedding[rows]
     x = bank.x[rows]
     inputs = x if bank.conditioning is None else torch.cat([x, bank.conditioning[rows]], dim=1)
-    out = resident.model.unet.denoise(inputs.to(emb.dtype), emb, bank.rows_kv(rows)).float()
+    with nullcontext() if bank.adapters is None else bank.adapters.attached(rows):
+        out = resident.model.unet.denoise(inputs.to(emb.dtype), emb, bank.rows_kv(rows)).float()
     if out.shape[0] > x.shape[0]:
         out = guide(out, bank.guidance[rows])
     stepped, clean = advance(x, out, bank.clean[rows], bank.noise[rows], bank.coefficients[slots, index])

@@ -13,18 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 @dataclasses.dataclass(frozen=True)
 class LaneKey:
     """What rows of one forward pass have in common; height and width are those of the latents. In a lane that `blends`
-    what is kept of a picture is put back after every step."""
+    what is kept of a picture is put back after every step. `rank` is that of its rows' adapters, padded; 0: none."""
 
     model: str
     height: int
     width: int
     guided: bool
     blends: bool = False
+    rank: int = 0
 
     @property
     def label(self) -> str:
         """Short name for metrics, unique within the model."""
-        return f"{self.width}x{self.height}{' guided' if self.guided else ''}{' blended' if self.blends else ''}"
+        kinds = {"guided": self.guided, "blended": self.blends, f"rank {self.rank}": self.rank}
+        return " ".join([f"{self.width}x{self.height}", *(kind for kind, it_is in kinds.items() if it_is)])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
