@@ -86,7 +86,7 @@ _PLAIN: Final = _Family(
         "down_block_types": ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,
         "up_block_types": ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),
     },
-    off={**_OFF, "mid_block_type": ("UNetMidBlock2D",)},
+    off={**_OFF, "mid_block_type": ("UNetMidBlock2D",), "cross_attention_dim": (None,)},
 )
 _FAMILIES: Final = {"UNet2DConditionModel": _TEXT, "UNet2DModel": _PLAIN}
 
@@ -260,10 +260,12 @@ class UNetConfig:
             raise UnsupportedStructure(f"a UNet of class {name!r} is not supported; expected {' or '.join(_FAMILIES)}")
         family = _FAMILIES[name]
         neutral = {field.name: (field.default,) for field in dataclasses.fields(cls) if field.name in family.foreign}
-        off = {**family.off, **neutral, "num_attention_heads": (None, data.get("attention_head_dim"))}
+        off = {**neutral, **family.off, "num_attention_heads": (None, data.get("attention_head_dim", 8))}
         values = known_fields(cls, {**family.absent, **_present(data)}, off, without=family.foreign)
         if family is _PLAIN:
             values["cross_attention_dim"] = None
+        elif values.get("cross_attention_dim", 0) is None:
+            raise UnsupportedStructure(f"a {name} with cross_attention_dim=None; expected the width of its context")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -274,7 +276,7 @@ class UNetConfig:
 def _present(data: Mapping[str, Any]) -> dict[str, Any]:
     """`data` less what says nothing, with blocks by their present names."""
     data = {**data}
-    for name in ("sample_size", "upcast_attention", "cross_attention_dim"):
+    for name in ("sample_size", "upcast_attention"):
         if name in data and data[name] is None:
             del data[name]
     data.pop("num_train_timesteps", None)  # the size of a learned time embedding, which none of these has

@@ -102,6 +102,9 @@ UNETS: Final[dict[str, UNetConfig]] = {
         4, (1, 2), (1,), attention_head_dim=None, resnet_time_scale_shift="scale_shift"
     ),
     "no attention in the middle": _plain(4, (1, 2), (1,), attention_head_dim=8, add_attention=False),
+    "convolutions resample without attention, res-blocks with": dataclasses.replace(
+        _plain(4, (1, 2, 2), (1, 2), attention_head_dim=4), **_UPDOWN
+    ),
     "transformers beside scale_shift and res-blocks that resample": dataclasses.replace(
         _text(4, (1, 2, 2), (1,), resnet_time_scale_shift="scale_shift"),
         down_block_types=("ResnetDownsampleBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),

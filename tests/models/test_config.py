@@ -148,7 +148,7 @@ def test_latents_of_a_codebook_are_not_scaled_whatever_the_file_says() -> None:
         ({"act_fn": "gelu"}, "act_fn='gelu' is not supported; expected 'silu'"),
         ({"mid_block_type": None}, "expected 'UNetMidBlock2DCrossAttn'"),
         ({"dual_cross_attention": True}, "expected False"),
-        ({"addition_embed_type": "text_time"}, "expected None"),
+        ({"addition_embed_type": "image"}, "expected None or 'text_time'"),
         ({"invented": 1}, "invented=1 is not supported; expected its absence"),
         ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D"),
         ({"num_attention_heads": 4}, "num_attention_heads=4 is not supported; expected None or 2"),
@@ -156,6 +156,7 @@ def test_latents_of_a_codebook_are_not_scaled_whatever_the_file_says() -> None:
         ({"_class_name": "UNet3DConditionModel"}, "expected UNet2DConditionModel or UNet2DModel"),
         ({"resnet_time_scale_shift": "ada_group"}, "expected 'default' or 'scale_shift'"),
         ({"attention_head_dim": None}, "expected a number of heads"),
+        ({"cross_attention_dim": None}, "expected the width of its context"),
         ({"layers_per_block": 0}, "expected one positive integer"),
     ],
 )

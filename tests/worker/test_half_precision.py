@@ -33,7 +33,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 def test_unets(name: str, dtype: Dtype, device: str) -> None:
     config = UNETS[name]
     plain = UNet(config)
-    randomise(plain)
+    randomise(plain, even=True)
     half = TunedUNet(plain, Workshop(Tuning(dtype))).eval().to(device)
     x, t = torch.randn(2, config.in_channels, 16, 16), torch.tensor([1, 999])
     labels = None if config.num_class_embeds is None else torch.tensor([3, 20])
@@ -50,7 +50,7 @@ def test_unets(name: str, dtype: Dtype, device: str) -> None:
 def test_autoencoders(name: str, dtype: Dtype, device: str) -> None:
     config = AUTOENCODERS[name]
     plain = Autoencoder(config)
-    randomise(plain)
+    randomise(plain, even=True)
     half = Workshop(Tuning(dtype)).tree(plain).eval().to(device)
     assert isinstance(half, Autoencoder)
     side = 2 * config.downsampling_factor
@@ -81,8 +81,8 @@ def test_scores_beyond_the_range_of_fp16(attend: object, dtype: Dtype, device: s
 def test_decoders_beyond_the_range_of_fp16(dtype: Dtype, device: str) -> None:
     """Activations of SDXL's and the x4-upscaler's decoders leave it: `force_upcast` keeps them in fp32."""
     unet, autoencoder = UNet(UNETS["celeba"]), Autoencoder(AUTOENCODERS["kl_f4"])
-    randomise(unet)
-    randomise(autoencoder)
+    randomise(unet, even=True)
+    randomise(autoencoder, even=True)
     autoencoder.decoder.conv_in.weight.mul_(1e7)
     inside: list[float] = []
     autoencoder.decoder.conv_in.register_forward_hook(lambda _, __, h: inside.append(h.abs().max().item()))
