@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 Condition = str | int | tuple[int, ...]
 """A prompt, a class label or the tokens of a layout: hashable, so that what was made of it can be kept."""
+
+
+class Encoded(NamedTuple):
+    """Of k conditions: context [k, L, D], pooled [k, D'] or None."""
+
+    context: Tensor
+    pooled: Tensor | None
+
+    @classmethod
+    def join(cls, rows: Sequence[Encoded]) -> Encoded:
+        pooled = [row.pooled for row in rows if row.pooled is not None]
+        return cls(torch.cat([row.context for row in rows]), torch.cat(pooled) if pooled else None)
 
 
 class Conditioner(nn.Module, ABC):
@@ -31,6 +45,15 @@ class Conditioner(nn.Module, ABC):
     @abstractmethod
     def encode(self, condition: Condition) -> Tensor:
         """-> context [1, L, D] on the encoder's device. Raises ValueError for a condition of another kind."""
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of what `encode_with_pooled` gives beside the context; 0 for nothing."""
+        return 0
+
+    def encode_with_pooled(self, condition: Condition) -> Encoded:
+        """`encode` and, for a UNet that embeds it beside the timestep, the condition as one vector."""
+        return Encoded(self.encode(condition), None)
 
     @abstractmethod
     def save(self, folder: Path, dtype: torch.dtype | None) -> None:

@@ -12,7 +12,13 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, TokenizersBackend
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    TokenizersBackend,
+)
 
 from models.conditioning import Condition, Conditioner
 from models.weights_io.files import Reading
@@ -21,7 +27,7 @@ from models.weights_io.tensors import LazyTensor, WeightsError, assign, read_jso
 STEM = "model"
 """What files of weights are called in transformers' folders."""
 PREFIX = "text_model."
-"""Published files have it before every key; the modules of transformers 5 have lost it."""
+"""Published files have it before every key of a CLIPTextModel; that of transformers 5 has lost it."""
 
 
 class TextConditioner(Conditioner):
@@ -35,7 +41,7 @@ class TextConditioner(Conditioner):
         raise NotImplementedError
 
     @property
-    def blank(self) -> str:
+    def blank(self) -> Condition:
         return ""
 
     @property
@@ -44,11 +50,7 @@ class TextConditioner(Conditioner):
 
     def token_ids(self, prompts: list[str]) -> Tensor:
         """[N, L] ids, padded and truncated to L."""
-        encoded = self.tokenizer(
-            prompts, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
-        )
-        ids: Tensor = encoded.input_ids
-        return ids
+        return token_ids(self.tokenizer, prompts, self.max_tokens)
 
     def encode(self, condition: Condition) -> Tensor:
         if not isinstance(condition, str):
@@ -66,6 +68,13 @@ class TextConditioner(Conditioner):
         """Words of the prompt that are not one token each; in a small vocabulary these are the unknown ones."""
         words = dict.fromkeys("".join(c if c.isalnum() else " " for c in prompt.lower()).split())
         return [w for w in words if len(self.tokenizer(w, add_special_tokens=False).input_ids) > 1]
+
+
+def token_ids(tokenizer: TokenizersBackend, prompts: list[str], length: int) -> Tensor:
+    """[N, length], padded and truncated."""
+    encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    ids: Tensor = encoded.input_ids
+    return ids
 
 
 Tokenizer = TypeVar("Tokenizer", bound=TokenizersBackend)
@@ -96,6 +105,61 @@ def save_tokenizer(tokenizer: TokenizersBackend, folder: Path) -> None:
     tokenizer.backend_tokenizer.model.save(str(folder))  # the vocabulary in its older files
 
 
+Clip = TypeVar("Clip", CLIPTextModel, CLIPTextModelWithProjection)
+
+
+def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Raises WeightsError."""
+    return load_tokenizer(folder, CLIPTokenizer, "vocab.json", "merges.txt")
+
+
+def read_clip(kind: type[Clip], folder: Path, reading: Reading, tokenizer: TokenizersBackend) -> Clip:
+    """From `folder`, one part of a diffusers folder. Raises WeightsError.
+
+    (transformers' own loader only warns of a missing key and goes on with random weights.)
+    """
+    config = CLIPTextConfig.from_dict(read_json(folder / "config.json"))
+    tensors, path = reading.weights(folder, STEM)
+    return clip_of_tensors(kind, config, tensors, path, reading.dtype, tokenizer)
+
+
+def clip_of_tensors(
+    kind: type[Clip],
+    config: CLIPTextConfig,
+    tensors: Mapping[str, LazyTensor],
+    path: Path,
+    dtype: torch.dtype | None,
+    tokenizer: TokenizersBackend,
+) -> Clip:
+    """With the weights that `path` holds, as `assign` takes them. Raises WeightsError, also where the tokenizer has
+    more tokens or places than the model."""
+    with torch.device("meta"):
+        clip = kind(config)
+    places = config.max_position_embeddings
+    if len(tokenizer) > config.vocab_size or tokenizer.model_max_length > places:
+        raise WeightsError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens and {tokenizer.model_max_length} places, "
+            f"the text encoder only {config.vocab_size} and {places}"
+        )
+    # 0, 1, 2, ...; older files store them.
+    weights = {key: tensor for key, tensor in tensors.items() if not key.endswith("embeddings.position_ids")}
+    if isinstance(clip, CLIPTextModelWithProjection):
+        text = clip.text_model
+    else:
+        text, weights = clip, {key.removeprefix(PREFIX): tensor for key, tensor in weights.items()}
+    assign(clip, weights, path, dtype)
+    text.embeddings.register_buffer("position_ids", torch.arange(places)[None], persistent=False)
+    return clip
+
+
+def write_clip(clip: CLIPTextModel | CLIPTextModelWithProjection, folder: Path, dtype: torch.dtype | None) -> None:
+    """As `read_clip`, diffusers and transformers (4 and 5) read it."""
+    write_json(folder / "config.json", {"architectures": [type(clip).__name__], **clip.config.to_diff_dict()})
+    prefix = "" if isinstance(clip, CLIPTextModelWithProjection) else PREFIX
+    weights = {prefix + key: tensor for key, tensor in clip.state_dict().items()}
+    write_tensors(folder / f"{STEM}.safetensors", weights, dtype)
+
+
 class TextEncoder(TextConditioner):
     """CLIP: last hidden state after the final norm, causal mask only, as in SD 1 and 2."""
 
@@ -110,14 +174,9 @@ class TextEncoder(TextConditioner):
 
     @classmethod
     def load(cls, folder: Path, reading: Reading = Reading()) -> TextEncoder:  # noqa: B008  # frozen
-        """From `folder`/tokenizer and `folder`/text_encoder of a diffusers folder; reaches no hub.
-
-        Raises WeightsError. (transformers' own loader only warns of a missing key and goes on with random weights.)
-        """
-        tokenizer = load_tokenizer(folder / "tokenizer", CLIPTokenizer, "vocab.json", "merges.txt")
-        config = CLIPTextConfig.from_dict(read_json(folder / "text_encoder" / "config.json"))
-        tensors, path = reading.weights(folder / "text_encoder", STEM)
-        return cls.of_tensors(tokenizer, config, tensors, path, reading.dtype)
+        """From `folder`/tokenizer and `folder`/text_encoder of a diffusers folder. Raises WeightsError."""
+        tokenizer = load_clip_tokenizer(folder / "tokenizer")
+        return cls(tokenizer, read_clip(CLIPTextModel, folder / "text_encoder", reading, tokenizer))
 
     @classmethod
     def of_tensors(
@@ -128,28 +187,13 @@ class TextEncoder(TextConditioner):
         path: Path,
         dtype: torch.dtype | None,
     ) -> TextEncoder:
-        """With the weights that `path` holds, as `assign` takes them. Raises WeightsError."""
-        with torch.device("meta"):
-            encoder = cls.create(tokenizer, config)
-        places = config.max_position_embeddings
-        if len(tokenizer) > config.vocab_size or encoder.max_tokens > places:
-            raise WeightsError(
-                f"{path}: the tokenizer has {len(tokenizer)} tokens and {encoder.max_tokens} places, "
-                f"the text encoder only {config.vocab_size} and {places}"
-            )
-        weights = {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
-        weights.pop("embeddings.position_ids", None)  # 0, 1, 2, ...; older files store them
-        assign(encoder.transformer, weights, path, dtype)
-        encoder.transformer.embeddings.register_buffer("position_ids", torch.arange(places)[None], persistent=False)
-        return encoder
+        """As `clip_of_tensors`."""
+        return cls(tokenizer, clip_of_tensors(CLIPTextModel, config, tensors, path, dtype, tokenizer))
 
     def save(self, folder: Path, dtype: torch.dtype | None) -> None:
         """To `folder`/tokenizer and `folder`/text_encoder, as `load`, diffusers and transformers (4 and 5) read it."""
         save_tokenizer(self.tokenizer, folder / "tokenizer")
-        config = {"architectures": ["CLIPTextModel"], **self.transformer.config.to_diff_dict()}
-        write_json(folder / "text_encoder" / "config.json", config)
-        weights = {PREFIX + key: tensor for key, tensor in self.transformer.state_dict().items()}
-        write_tensors(folder / "text_encoder" / f"{STEM}.safetensors", weights, dtype)
+        write_clip(self.transformer, folder / "text_encoder", dtype)
 
     @property
     def width(self) -> int:

@@ -17,6 +17,7 @@ from models.config import AutoencoderConfig, ScheduleConfig, UNetConfig
 from models.layout import LayoutEncoder
 from models.schedule import NoiseSchedule
 from models.text import TextEncoder
+from models.text_pair import EMPTY_IS_ZERO, TextPairEncoder
 from models.unet import UNet
 from models.weights_io.files import Reading
 from models.weights_io.tensors import LazyTensor, WeightsError, assign, read_json, write_json, write_tensors
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from models.latent_diffusion import LatentDiffusion
 
 STEM: Final = "diffusion_pytorch_model"
-_CONDITIONERS: Final[Mapping[str, type[TextEncoder] | type[BertEncoder] | type[ClassEncoder] | type[LayoutEncoder]]] = {
+_Kind = type[TextPairEncoder] | type[TextEncoder] | type[BertEncoder] | type[ClassEncoder] | type[LayoutEncoder]
+_CONDITIONERS: Final[Mapping[str, _Kind]] = {
+    "text_encoder_2": TextPairEncoder,  # before the first of the pair
     "text_encoder": TextEncoder,
     "bert": BertEncoder,
     "class_encoder": ClassEncoder,
@@ -146,10 +149,11 @@ def save_folder(model: LatentDiffusion, folder: Path, *, dtype: torch.dtype | No
 
 def _pipeline(model: LatentDiffusion) -> str:
     """diffusers' pipeline for such a model, or a name of ours where it has none."""
-    if isinstance(model.conditioner, TextEncoder):
+    if isinstance(model.conditioner, TextEncoder | TextPairEncoder):
         if model.low_res_schedule is not None:
             return "StableDiffusionUpscalePipeline"
-        return "StableDiffusionInpaintPipeline" if model.inpaints else "StableDiffusionPipeline"
+        xl = "XL" if isinstance(model.conditioner, TextPairEncoder) else ""
+        return f"StableDiffusion{xl}{'Inpaint' if model.inpaints else ''}Pipeline"
     if isinstance(model.conditioner, BertEncoder):
         return "LDMTextToImagePipeline"
     if model.conditioning != "none" or model.inpaints:
@@ -168,6 +172,14 @@ def _index(model: LatentDiffusion, first_stage: str) -> dict[str, Any]:
     match model.conditioner:
         case TextEncoder():
             index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+        case TextPairEncoder(empty_is_zero=empty_is_zero):
+            index |= {
+                "text_encoder": ["transformers", "CLIPTextModel"],
+                "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+                "tokenizer": ["transformers", "CLIPTokenizer"],
+                "tokenizer_2": ["transformers", "CLIPTokenizer"],
+                EMPTY_IS_ZERO: empty_is_zero,
+            }
         case BertEncoder():
             index |= {"bert": ["latent_diffusion", "LDMBertModel"], "tokenizer": ["transformers", "BertTokenizer"]}
         case ClassEncoder() | LayoutEncoder() as encoder:
