@@ -113,8 +113,9 @@ class DarkroomClient:
         self._http.close()
 
     def submit(self, task: Task, fields: Mapping[str, Any], **pictures: bytes) -> Job:
-        """POST the job; `pictures` are the files `image` and `mask`. Tries again when the server is busy or away.
+        """POST the job; `pictures` are the files `image`, `mask` and `semantic_map`.
 
+        Tries again when the server is busy or away.
         The Idempotency-Key makes trying again safe: at most one job comes of it.
         """
         body = dict(fields) | {name: base64.b64encode(data).decode() for name, data in pictures.items()}

@@ -1,6 +1,7 @@
 """`darkroom txt2img`, `img2img`, `inpaint`, `upscale`: one job on any server, its pictures into files."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -36,6 +37,17 @@ def parse_loras(loras: Sequence[str]) -> list[dict[str, Any]]:
         except ValueError as error:
             raise typer.BadParameter(f"{text!r}: expected NAME or NAME=WEIGHT, e.g. --lora film=0.8") from error
     return parsed
+
+
+def parse_layout(layout: str) -> list[Any]:
+    """The list of objects, which the server checks."""
+    try:
+        objects = json.loads(layout or "[]")
+    except ValueError as error:
+        raise typer.BadParameter(f"--layout: {error}; expected a list of objects as JSON") from error
+    if not isinstance(objects, list):
+        raise typer.BadParameter(f"--layout is {layout}; expected a list of objects as JSON")
+    return objects
 
 
 def output_format(asked: OutputFormat | None, output: Path | None) -> OutputFormat:
@@ -93,6 +105,13 @@ def _request(
     )  # fmt: skip
 
 
+def _content(
+    prompt: options.Prompt = "", class_label: options.ClassLabel = None, layout: options.Layout = ""
+) -> dict[str, Any]:
+    """What says what is in the picture."""
+    return given(prompt=prompt, class_label=class_label, layout=parse_layout(layout))
+
+
 def _server(url: options.Url = options.DEFAULT_URL, api_key: options.ApiKey = None) -> tuple[str, str | None]:
     return url, api_key
 
@@ -137,27 +156,28 @@ def _run(
         out.print(f"{path}  {picture.width}x{picture.height}  seed {picture.seed}", highlight=False, markup=False)
 
 
-@_taking(_request, _server)
+@_taking(_content, _request, _server)
 def txt2img(
-    prompt: options.Prompt,
+    content: dict[str, Any],
     request: dict[str, Any],
     server: tuple[str, str | None],
     output: options.Output = None,
     width: options.Width = None,
     height: options.Height = None,
+    semantic_map: options.SemanticMap = None,
 ) -> None:
-    """Make pictures from a prompt.
+    """Make pictures from a prompt, or from what else the model takes.
 
     Example: darkroom txt2img "a pizza on a blue background" --seed 7 -o pizza.png
     """
-    fields = given(prompt=prompt, width=width, height=height) | request
-    _run(server, Task.TXT2IMG, fields, output)
+    fields = given(width=width, height=height) | content | request
+    _run(server, Task.TXT2IMG, fields, output, **given(semantic_map=semantic_map))
 
 
-@_taking(_request, _server)
+@_taking(_content, _request, _server)
 def img2img(
     image: options.ImageFile,
-    prompt: options.Prompt,
+    content: dict[str, Any],
     request: dict[str, Any],
     server: tuple[str, str | None],
     output: options.Output = None,
@@ -167,15 +187,15 @@ def img2img(
 
     Example: darkroom img2img pizza.png "a pizza on a red background" --strength 0.6 -o red.png
     """
-    fields = given(prompt=prompt, strength=strength) | request
+    fields = given(strength=strength) | content | request
     _run(server, Task.IMG2IMG, fields, output, image=image)
 
 
-@_taking(_request, _server)
+@_taking(_content, _request, _server)
 def inpaint(
     image: options.ImageFile,
     mask: options.MaskFile,
-    prompt: options.Prompt,
+    content: dict[str, Any],
     request: dict[str, Any],
     server: tuple[str, str | None],
     output: options.Output = None,
@@ -185,7 +205,7 @@ def inpaint(
 
     Example: darkroom inpaint pizza.png mask.png "a panda on a blue background" -o panda.png
     """
-    fields = given(prompt=prompt, strength=strength) | request
+    fields = given(strength=strength) | content | request
     _run(server, Task.INPAINT, fields, output, image=image, mask=mask)
 
 

@@ -18,7 +18,10 @@ ModelDir = Annotated[
 ]
 DEFAULT_MODEL_DIR = Path("weights")
 
-Prompt = Annotated[str, typer.Argument(help="What the picture shows, e.g. 'a pizza on a blue background'.")]
+Prompt = Annotated[
+    str,
+    typer.Argument(help="What the picture shows, e.g. 'a pizza on a blue background'; for models that take text."),
+]
 ImageFile = Annotated[
     Path, typer.Argument(help="Picture file: PNG, JPEG or WebP.", exists=True, dir_okay=False, readable=True)
 ]
@@ -56,6 +59,28 @@ SamplerOption = Annotated[
 Eta = Annotated[
     float | None,
     typer.Option("--eta", help="Of ddim: 0 adds no noise, 1 that of DDPM at every step.", rich_help_panel=_GENERATION),
+]
+ClassLabel = Annotated[
+    int | None, typer.Option("--class-label", help="For class-conditional models.", rich_help_panel=_GENERATION)
+]
+Layout = Annotated[
+    str,
+    typer.Option(
+        "--layout",
+        help='For layout models, JSON: \\[{"label": 3, "box": \\[X, Y, WIDTH, HEIGHT]}], 0 to 1.',
+        rich_help_panel=_GENERATION,
+    ),
+]
+SemanticMap = Annotated[
+    Path | None,
+    typer.Option(
+        "--semantic-map",
+        help="For semantic models: PNG file whose grey values are classes.",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        rich_help_panel=_GENERATION,
+    ),
 ]
 Seed = Annotated[
     int | None,

@@ -32,7 +32,7 @@ def render(
     """
     from broker.store import Store
     from worker.main import ModelFolderError, load
-    from worker.requests import BadJobError, load_inputs, picture_requests, prompt_warnings
+    from worker.requests import BadJobError, job_warnings, load_inputs, picture_requests
 
     with friendly_errors():
         given = json.loads(spec_file.read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def render(
             requests = picture_requests(spec, served.card, inputs)
         except (KeyError, ModelFolderError, ValidationError, BadJobError) as error:
             raise typer.BadParameter(f"{spec_file}: {error}") from error
-        for warning in prompt_warnings(spec, served.card, served.model.conditioner):
+        for warning in job_warnings(spec, served.card, served.model.conditioner):
             err.print(f"warning: {warning.message}", style="yellow", markup=False)
         output.mkdir(parents=True, exist_ok=True)
         for index, data in enumerate(_make(served, spec, requests, model_dir)):

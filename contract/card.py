@@ -1,6 +1,6 @@
 """The model card: what the gateway must know about a model to validate a request without loading it."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -21,12 +21,16 @@ class ModelCard(Document):
 
     `latent_downsample` is the autoencoder's factor f. A finished picture's sides are padded to `size_multiple` before
     denoising and cropped after. `default_steps` and `default_guidance` have one entry per task. `digest` is the
-    SHA-256 of the weights in hex.
+    SHA-256 of the weights in hex. `classes` is the number of labels that a class-conditional, layout or semantic model
+    knows.
     """
 
     name: Name
     tasks: tuple[Task, ...] = Field(min_length=1)
     description: str = ""
+    conditioning: Literal["text", "class", "layout", "semantic", "none"] = Field(
+        default="text", description="what a request must say of the picture"
+    )
     default_width: Pixels
     default_height: Pixels
     max_width: Pixels
@@ -40,7 +44,8 @@ class ModelCard(Document):
     default_noise_level: int | None = Field(default=None, ge=0, description="upscale: noise added to the small picture")
     max_noise_level: int | None = Field(default=None, ge=0)
     max_tokens: int = Field(default=77, ge=1, description="prompt tokens read, markers included; the rest is cut")
-    classes: int | None = Field(default=None, ge=1, description="number of class labels of a class-conditional model")
+    classes: int | None = Field(default=None, ge=1)
+    max_objects: int | None = Field(default=None, ge=1, description="of a layout")
     loras: tuple[Name, ...] = ()
     vocabulary: Vocabulary = Vocabulary()
     digest: str = ""
@@ -55,3 +60,24 @@ class ModelCard(Document):
         if (Task.UPSCALE in self.tasks) != (self.upscale_factor is not None):
             raise ValueError("upscale_factor is set exactly when the tasks include upscale")
         return self
+
+    @model_validator(mode="after")
+    def _conditioning_is_complete(self) -> Self:
+        labelled, layout = self.conditioning in ("class", "layout", "semantic"), self.conditioning == "layout"
+        for field, needed in (("classes", labelled), ("max_objects", layout)):
+            if (getattr(self, field) is not None) != needed:
+                expected = "a number" if needed else "none"
+                raise ValueError(f"{field}: expected {expected} with conditioning={self.conditioning}")
+        return self
+
+    @property
+    def takes(self) -> str:
+        """What a request must give, in words."""
+        labels = f"0 to {(self.classes or 1) - 1}"
+        return {
+            "text": "a prompt",
+            "class": f"a class_label from {labels}",
+            "layout": f"a layout of up to {self.max_objects} objects with labels from {labels}",
+            "semantic": f"a semantic_map with classes from {labels}",
+            "none": "nothing that says what the picture shows",
+        }[self.conditioning]

@@ -10,6 +10,8 @@ from contract.errors import ErrorCode
 
 SPEC_MAJOR: Final = 1
 MAX_SEED: Final = 2**63 - 1
+MAX_OBJECTS: Final = 100
+"""Of any layout; published models take 30."""
 
 # Names become parts of Redis and store keys, so they hold neither ":" nor "/".
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -42,6 +44,7 @@ REQUIRED_INPUTS: Final[dict[Task, frozenset[str]]] = {
     Task.INPAINT: frozenset({"image", "mask"}),
     Task.UPSCALE: frozenset({"image"}),
 }
+OPTIONAL_INPUTS: Final[dict[Task, frozenset[str]]] = {Task.TXT2IMG: frozenset({"semantic_map"})}
 
 
 class Priority(StrEnum):
@@ -106,13 +109,32 @@ class LoraUse(Document):
     weight: float = Field(default=1.0, ge=-4.0, le=4.0)
 
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class LayoutObject(Document):
+    """One object of a layout: its class, and x, y, width, height of its box as shares of the picture's sides, x and y
+    of the upper left corner. The others are remarks on the box: a group of such objects, partly hidden, a drawing of
+    one, seen from within."""
+
+    label: int = Field(ge=0)
+    box: tuple[Share, Share, PositiveShare, PositiveShare]
+    group: bool = False
+    occluded: bool = False
+    depiction: bool = False
+    inside: bool = False
+
+
 class JobSpec(Document):
     """Everything a worker needs to make the pictures of one job.
 
     `width` and `height` are those of the finished picture in pixels (for upscale: input size times the factor).
-    Picture i uses seed `(seed + i) mod 2**63`. `inputs` maps "image" and "mask" to store keys of PNG files (the mask
-    is 8-bit grey, white = repaint, of the image's size). `strength` in (0, 1] is the share of the schedule that img2img
-    and inpaint run. `created_at` is Unix time in seconds; `deadline_seconds` counts from there to the end of the job.
+    `prompt`, `class_label`, `layout` and the input "semantic_map" say what is in it, each to its kind of model. Picture
+    i uses seed `(seed + i) mod 2**63`. `inputs` maps "image", "mask" and "semantic_map" to store keys of PNG files (the
+    mask is 8-bit grey, white = repaint, of the image's size; the map is 8-bit grey, a pixel's value is its class).
+    `strength` in (0, 1] is the share of the schedule that img2img and inpaint run. `created_at` is Unix time in
+    seconds; `deadline_seconds` counts from there to the end of the job.
     """
 
     version: Literal["1"] = "1"
@@ -132,6 +154,7 @@ class JobSpec(Document):
     strength: float = Field(default=1.0, gt=0.0, le=1.0)
     noise_level: int | None = Field(default=None, ge=0, le=999)
     class_label: int | None = Field(default=None, ge=0)
+    layout: tuple[LayoutObject, ...] = Field(default=(), max_length=MAX_OBJECTS)
     loras: tuple[LoraUse, ...] = ()
     priority: Priority = Priority.INTERACTIVE
     deadline_seconds: float | None = Field(default=None, gt=0.0)
@@ -145,8 +168,9 @@ class JobSpec(Document):
     @model_validator(mode="after")
     def _inputs_fit_task(self) -> Self:
         wanted = REQUIRED_INPUTS[self.task]
-        if set(self.inputs) != wanted:
-            expected = " and ".join(sorted(wanted)) or "none"
+        allowed = wanted | OPTIONAL_INPUTS.get(self.task, frozenset())
+        if not wanted <= set(self.inputs) <= allowed:
+            expected = " and ".join(sorted(wanted)) or " or ".join(["none", *sorted(allowed)])
             raise ValueError(
                 f"{self.task} takes the inputs: {expected}; got: {', '.join(sorted(self.inputs)) or 'none'}"
             )

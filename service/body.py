@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from contract.errors import ErrorCode
 from service.problems import FieldError, ProblemError, expectation, pointer
-from service.schemas import PICTURE_FIELDS, PictureRequest
+from service.schemas import JSON_FIELDS, PICTURE_FIELDS, PictureRequest
 
 R = TypeVar("R", bound=PictureRequest)
 
@@ -51,7 +51,7 @@ def _from_json(body: bytes, model: type[R]) -> R:
 
 
 async def _from_form(request: Request, model: type[R], max_bytes: int) -> R:
-    """A form's values are text, so numbers and booleans are read from text, and `loras` from JSON text."""
+    """A form's values are text, so numbers and booleans are read from text, and lists from JSON text."""
     fields: dict[str, Any] = {}
     errors: list[FieldError] = []
     try:
@@ -65,11 +65,12 @@ async def _from_form(request: Request, model: type[R], max_bytes: int) -> R:
     except HTTPException as error:
         detail = f"{str(error.detail).rstrip('.')}; expected a form as RFC 7578 has it"
         raise ProblemError(ErrorCode.INVALID_MULTIPART, detail) from error
-    try:
-        if isinstance(fields.get("loras"), str):
-            fields["loras"] = json.loads(fields["loras"])
-    except (ValueError, RecursionError) as error:
-        errors.append(FieldError(pointer="/loras", detail=f'{error}; expected JSON: [{{"name": "…", "weight": 1}}]'))
+    for name in JSON_FIELDS:
+        try:
+            if isinstance(fields.get(name), str):
+                fields[name] = json.loads(fields[name])
+        except (ValueError, RecursionError) as error:
+            errors.append(FieldError(pointer=pointer(name), detail=f"{error}; expected JSON: a list of objects"))
     if errors:
         raise ProblemError(ErrorCode.VALIDATION_FAILED, "nothing was queued", errors)
     try:

@@ -45,6 +45,14 @@ EXAMPLES: Final[dict[Task, dict[str, dict[str, Any]]]] = {
             output_quality=85,
             metadata=False,
         ),
+        "class": _example("A class, of a class-conditional model", class_label=207),
+        "layout": _example(
+            "Objects in boxes, of a layout model",
+            layout=[
+                {"label": 5, "box": [0.1, 0.3, 0.4, 0.6]},
+                {"label": 12, "box": [0.5, 0.2, 0.4, 0.5], "occluded": True},
+            ],
+        ),
     },
     Task.IMG2IMG: {
         "repaint": _example(

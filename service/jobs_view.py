@@ -101,10 +101,11 @@ def rfc3339(unix_seconds: float) -> str:
 def _request_of(spec: JobSpec) -> dict[str, Any]:
     """The request that, with the same pictures, makes the same job again."""
     left_out = set(_NOT_REQUEST)
-    if spec.task is not Task.TXT2IMG:
+    if spec.task is not Task.TXT2IMG or "semantic_map" in spec.inputs:
         left_out |= {"width", "height"}  # they follow from the picture
     if spec.task not in (Task.IMG2IMG, Task.INPAINT):
         left_out.add("strength")
+    left_out |= {field for field in ("prompt", "class_label", "layout") if getattr(spec, field) in ("", None, ())}
     return spec.model_dump(mode="json", exclude=left_out)
 
 

@@ -10,21 +10,25 @@ from contract.card import ModelCard
 from contract.errors import ErrorCode
 from contract.settings import Settings
 from contract.spec import JobSpec, Sampler, Task
+from service.conditioning import conditioning_faults, range_faults, takes_content
 from service.problems import FieldError, ProblemError, pointer
-from service.schemas import MIN_SIDE, PictureRequest
-from service.uploads import MASK, Picture
+from service.schemas import MIN_SIDE, PICTURE_FIELDS, PictureRequest
+from service.uploads import IMAGE, MASK, SEMANTIC_MAP, Picture
 
 # Drawn seeds stay exact in JavaScript, and fit the seed fields of other tools.
 _DRAWN_SEEDS: Final = 2**32
 
 
-def choose_model(cards: Sequence[ModelCard], task: Task, asked: str | None) -> ModelCard:
-    """The model that was asked for, or the first that serves the task. A model without a live worker is as good."""
+def choose_model(cards: Sequence[ModelCard], task: Task, request: PictureRequest) -> ModelCard:
+    """The model that was asked for, else the first that serves the task and takes what the request tells of the
+    picture; if it tells nothing, or what none takes, the first that serves the task. A model without a live worker is
+    as good."""
+    asked = request.model
     serving = [card for card in cards if task in card.tasks]
     names = ", ".join(card.name for card in serving) or "none; start a worker that serves one"
     if asked is None:
         if serving:
-            return serving[0]
+            return next((card for card in serving if takes_content(task, request, card)), serving[0])
         raise _model_missing(
             f"no known model serves {task.value}", f"expected a model that serves {task.value}: {names}"
         )
@@ -45,12 +49,12 @@ def _wrong(field: str, detail: str) -> FieldError:
     return FieldError(pointer=pointer(field), detail=detail)
 
 
-def check_limits(request: PictureRequest, card: ModelCard, settings: Settings) -> None:
+def check_limits(task: Task, request: PictureRequest, card: ModelCard, settings: Settings) -> None:
     """Raises `ProblemError` for what this server or this model does not take, pictures aside."""
-    faults: list[FieldError] = []
+    faults = conditioning_faults(task, request, card) or range_faults(request, card)
     longest = settings.max_prompt_chars
     for field in ("prompt", "negative_prompt"):
-        length = len(getattr(request, field))
+        length = len(getattr(request, field) or "")
         if length > longest:
             faults.append(_wrong(field, f"has {length:,} characters; expected at most {longest:,}"))
     for field, most in (("steps", settings.max_steps), ("n", settings.max_pictures)):
@@ -59,9 +63,6 @@ def check_limits(request: PictureRequest, card: ModelCard, settings: Settings) -
             faults.append(_wrong(field, f"expected at most {most} on this server; got {asked}"))
     if request.eta and request.sampler is not Sampler.DDIM:
         faults.append(_wrong("eta", f"belongs to ddim; expected 0 with {request.sampler}; got {request.eta:g}"))
-    if request.class_label is not None and (card.classes is None or request.class_label >= card.classes):
-        takes = f"a class from 0 to {card.classes - 1}" if card.classes else "no class: this model knows none"
-        faults.append(_wrong("class_label", f"expected {takes}; got {request.class_label}"))
     for index, lora in enumerate(request.loras):
         if lora.name not in card.loras:
             known = ", ".join(card.loras) or "none, it has no adapters"
@@ -85,17 +86,35 @@ def _asked_pixels(request: PictureRequest, card: ModelCard) -> int:
     return int(width * height)
 
 
-def check_pictures(task: Task, pictures: Mapping[str, Picture], card: ModelCard, settings: Settings) -> None:
-    """Raises `ProblemError` for pictures of the wrong size."""
-    image, mask = pictures.get("image"), pictures.get(MASK)
-    if image is not None:
-        _check_image(task, image, card, settings)
+def check_pictures(
+    task: Task, request: PictureRequest, pictures: Mapping[str, Picture], card: ModelCard, settings: Settings
+) -> None:
+    """Raises `ProblemError` for pictures of the wrong size, and for classes that the model does not know."""
+    for name in (IMAGE, SEMANTIC_MAP):
+        if name in pictures:
+            _check_image(task, name, pictures[name], card, settings)
+    if SEMANTIC_MAP in pictures:
+        _check_map(request, pictures[SEMANTIC_MAP], card)
+    image, mask = pictures.get(IMAGE), pictures.get(MASK)
     if image and mask and (image.width, image.height) != (mask.width, mask.height):
         detail = f"the mask is {mask.width}×{mask.height}; expected the image's size, {image.width}×{image.height}"
         raise ProblemError(ErrorCode.VALIDATION_FAILED, "nothing was queued", [_wrong(MASK, detail)])
 
 
-def _check_image(task: Task, image: Picture, card: ModelCard, settings: Settings) -> None:
+def _check_map(request: PictureRequest, classes: Picture, card: ModelCard) -> None:
+    faults = [
+        _wrong(field, f"expected nothing, or the semantic_map's {side}; got {asked}")
+        for field, side in (("width", classes.width), ("height", classes.height))
+        if (asked := getattr(request, field)) not in (None, side)
+    ]
+    if card.classes is not None and classes.largest >= card.classes:
+        detail = f"has class {classes.largest}; expected 0 to {card.classes - 1} for {card.name}"
+        faults.append(_wrong(SEMANTIC_MAP, detail))
+    if faults:
+        raise ProblemError(ErrorCode.VALIDATION_FAILED, "nothing was queued", faults)
+
+
+def _check_image(task: Task, name: str, image: Picture, card: ModelCard, settings: Settings) -> None:
     factor = _factor(task, card)
     max_width, max_height = (min(most, settings.max_side) // factor for most in (card.max_width, card.max_height))
     code = detail = None
@@ -109,7 +128,7 @@ def _check_image(task: Task, image: Picture, card: ModelCard, settings: Settings
     if code is not None:
         enlarged = f", enlarged {image.width * factor}×{image.height * factor}" if factor > 1 else ""
         got = f"the picture is {image.width}×{image.height}{enlarged}; {detail}"
-        raise ProblemError(code, "nothing was queued", [_wrong("image", got)])
+        raise ProblemError(code, "nothing was queued", [_wrong(name, got)])
 
 
 def _factor(task: Task, card: ModelCard) -> int:
@@ -126,7 +145,7 @@ def build_spec(
 ) -> JobSpec:
     """The job, with a new id, every default filled in and a seed drawn where none was given. `now` in Unix seconds."""
     job_id = uuid4().hex
-    given = request.model_dump(exclude={"image", "mask", "model"}, exclude_none=True)
+    given = request.model_dump(exclude={*PICTURE_FIELDS, "model"}, exclude_none=True)
     defaults = {
         "steps": card.default_steps[task],
         "guidance_scale": card.default_guidance[task],
@@ -145,7 +164,8 @@ def build_spec(
         "created_at": now,
         "api_key_id": caller,
     }
-    if "image" in pictures:
-        factor, image = _factor(task, card), pictures["image"]
-        fixed |= {"width": image.width * factor, "height": image.height * factor}
+    source = pictures.get(IMAGE) or pictures.get(SEMANTIC_MAP)
+    if source is not None:
+        factor = _factor(task, card)
+        fixed |= {"width": source.width * factor, "height": source.height * factor}
     return JobSpec.model_validate(defaults | given | fixed)

@@ -14,7 +14,7 @@ from contract.spec import Task
 from service.body import FORM_TYPE, JSON_TYPE
 from service.examples import EXAMPLES
 from service.problems import Problem
-from service.schemas import PICTURE_FIELDS, REQUESTS
+from service.schemas import JSON_FIELDS, PICTURE_FIELDS, REQUESTS
 
 _REF: Final = "#/components/schemas/{model}"
 DESCRIPTION: Final = """
@@ -61,13 +61,15 @@ def _build(app: FastAPI) -> dict[str, Any]:
 
 
 def _as_form(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same fields as a form has them: pictures are files, and the list of adapters is JSON text."""
+    """The same fields as a form has them: pictures are files, and lists are JSON text."""
     properties = dict(schema["properties"])
     for name in PICTURE_FIELDS:
         if name in properties:
             kept = {key: value for key, value in properties[name].items() if key in ("title", "description")}
             properties[name] = kept | {"type": "string", "format": "binary"}
-    properties["loras"] = {"type": "string", "description": f"JSON: {properties['loras']['description']}"}
+    for name in JSON_FIELDS:
+        if name in properties:
+            properties[name] = {"type": "string", "description": f"JSON: {properties[name]['description']}"}
     return schema | {"properties": properties, "title": _form_name(schema["title"])}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from contract.spec import MAX_SEED, LoraUse, OutputFormat, Priority, Sampler, Task
+from contract.spec import MAX_OBJECTS, MAX_SEED, LayoutObject, LoraUse, OutputFormat, Priority, Sampler, Task
 
 MIN_SIDE: Final = 8
 MAX_SIDE: Final = 16384
@@ -61,6 +61,13 @@ MaskImage = Annotated[
 ]
 
 
+SemanticMap = Annotated[
+    str | bytes,
+    PlainValidator(_picture),
+    _picture_field("PNG."),
+]
+
+
 class PictureRequest(BaseModel):
     """The fields that every task takes."""
 
@@ -96,7 +103,6 @@ class PictureRequest(BaseModel):
         description="how the noise is taken away step by step; dpmpp_2m (DPM-Solver++) often needs the fewest steps, "
         "ddpm and euler_ancestral add fresh noise at every step",
     )
-    class_label: int | None = Field(default=None, ge=0, description="for class-conditional models")
     loras: tuple[LoraUse, ...] = Field(default=(), max_length=8, description="adapters of the model, with weights")
     priority: Priority = Field(default=Priority.INTERACTIVE, description="interactive jobs are taken before batch jobs")
     deadline_seconds: float | None = Field(
@@ -107,28 +113,49 @@ class PictureRequest(BaseModel):
     metadata: bool = Field(default=True, description="write the request's parameters into the files")
 
 
-class TextToImage(PictureRequest):
-    """Pictures from words."""
+class Painting(PictureRequest):
+    """What says what is in a picture, each to its kind of model; `conditioning` in GET /v1/models tells which it is."""
 
-    prompt: Words = Field(description="what the picture should show", examples=["a pizza on a blue background"])
+    prompt: Words | None = Field(
+        default=None,
+        description="what the whole picture should show; required by models that take text",
+        examples=["a pizza on a blue background"],
+    )
+    class_label: int | None = Field(default=None, ge=0, description="for class-conditional models, which require it")
+    layout: tuple[LayoutObject, ...] = Field(
+        default=(),
+        max_length=MAX_OBJECTS,
+        description='for layout models, which require it: objects in boxes, `[{"label": 3, "box": [0.1, 0.2, 0.5, '
+        "0.4]}]`, x and y of the upper left corner, width and height as shares of the picture's sides; `group`, "
+        "`occluded`, `depiction` and `inside` may be true",
+    )
+
+
+class TextToImage(Painting):
+    """Pictures from words, or from what else a model takes."""
+
+    semantic_map: SemanticMap | None = Field(
+        default=None,
+        description="for semantic models, which require it: what every pixel shows, by the number of its class. PNG, "
+        "8-bit grey or with a palette, whose indices then count: base64 text or data URL; in a form, a file. Its size "
+        "is the size of the finished picture.",
+    )
     width: Side | None = Field(default=None, description="pixels; default: the model's")
     height: Side | None = Field(default=None, description="pixels; default: the model's")
 
 
-class ImageToImage(PictureRequest):
+class ImageToImage(Painting):
     """A picture repainted after words, keeping as much of it as `strength` leaves."""
 
-    prompt: Words = Field(description="what the picture should show", examples=["a pizza on a red background"])
     image: SourceImage
     strength: float | None = Field(
         default=None, gt=0.0, le=1.0, description="share of the denoising that is done anew; default: the model's"
     )
 
 
-class Inpaint(PictureRequest):
+class Inpaint(Painting):
     """The white part of a mask repainted after words; the rest stays."""
 
-    prompt: Words = Field(description="what the whole picture should show", examples=["a panda on a blue background"])
     image: SourceImage
     mask: MaskImage
     strength: float = Field(default=1.0, gt=0.0, le=1.0, description="1 forgets what was under the mask")
@@ -147,9 +174,12 @@ REQUESTS: Final[dict[Task, type[PictureRequest]]] = {
     Task.INPAINT: Inpaint,
     Task.UPSCALE: Upscale,
 }
-PICTURE_FIELDS: Final = ("image", "mask")
+PICTURE_FIELDS: Final = ("image", "mask", "semantic_map")
+JSON_FIELDS: Final = ("loras", "layout")
+"""Those that a form has as JSON text."""
 
 
 def pictures_of(request: PictureRequest) -> dict[str, str | bytes]:
     """The pictures of a request as they came, by field name."""
-    return {name: getattr(request, name) for name in PICTURE_FIELDS if name in type(request).model_fields}
+    given = {name: getattr(request, name, None) for name in PICTURE_FIELDS}
+    return {name: picture for name, picture in given.items() if picture is not None}

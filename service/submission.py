@@ -28,10 +28,10 @@ async def submit(
 
     Raises `ProblemError`, `SubmitRefusedError`, `StoreError` and what Redis raises.
     """
-    card = choose_model(await state.broker.cards(), task, request.model)
-    check_limits(request, card, state.settings)
+    card = choose_model(await state.broker.cards(), task, request)
+    check_limits(task, request, card, state.settings)
     pictures = await state.uploads.decode(pictures_of(request))
-    check_pictures(task, pictures, card, state.settings)
+    check_pictures(task, request, pictures, card, state.settings)
     spec = build_spec(task, request, pictures, card, caller, time.time())
     for name, picture in pictures.items():
         await state.broker.store.put_async(spec.inputs[name], picture.png, "image/png")

@@ -1,7 +1,8 @@
 """Pictures from outside: checked before they are decoded, decoded apart from the event loop, kept as plain PNG.
 
 Only PNG, JPEG and WebP are read, by content and never by name or content type. EXIF orientation is applied, then all
-metadata is dropped. Transparent parts of a picture become white; of a mask, black (kept).
+metadata is dropped. Transparent parts of a picture become white; of a mask, black (kept). The values of a semantic map
+are classes and stay what they are, so it has to be a PNG of one 8-bit channel or with a palette.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import binascii
 import io
 import re
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
@@ -19,7 +20,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from contract.errors import ErrorCode
 from service.problems import FieldError, ProblemError, pointer
 
+IMAGE: Final = "image"
 MASK: Final = "mask"
+SEMANTIC_MAP: Final = "semantic_map"
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
 _EXPECTED: Final = "expected a PNG, JPEG or WebP file"
 _DATA_URL: Final = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII | re.IGNORECASE)
@@ -28,12 +31,14 @@ _AT_ONCE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """`png` is the normalised file (RGB, or 8-bit grey for a mask); `source_sha256` is of the file as it came."""
+    """`png` is the normalised file: RGB, or 8-bit grey for a mask and for a semantic map, whose largest value is
+    `largest`. `source_sha256` is of the file as it came."""
 
     png: bytes
     width: int
     height: int
     source_sha256: str
+    largest: int = 0
 
 
 class PictureError(Exception):
@@ -53,7 +58,7 @@ class Uploads:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def decode(self, given: Mapping[str, str | bytes]) -> dict[str, Picture]:
-        """Pictures by field name ("image", "mask"), each base64 text, a data URL or the file's bytes.
+        """Pictures by field name ("image", "mask", "semantic_map"), each base64 text, a data URL or the file's bytes.
 
         Raises `ProblemError` with one entry for every picture that is not one.
         """
@@ -62,23 +67,26 @@ class Uploads:
         for name, source in given.items():
             try:
                 async with self._turns:
-                    pictures[name] = await asyncio.to_thread(self._normalise, source, name == MASK)
+                    pictures[name] = await asyncio.to_thread(self._normalise, source, name)
             except PictureError as error:
                 faults.append((error.code, FieldError(pointer=pointer(name), detail=str(error))))
         if faults:
             raise ProblemError(faults[0][0], "nothing was queued", [fault for _, fault in faults])
         return pictures
 
-    def _normalise(self, source: str | bytes, is_mask: bool) -> Picture:
+    def _normalise(self, source: str | bytes, name: str) -> Picture:
         data = _decode_text(source) if isinstance(source, str) else source
         try:
             # Pillow opens lazily: the header alone is read, whatever size it declares.
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 self._check_size(image.size)
                 _refuse_animation(image)
+                if name == SEMANTIC_MAP and image.format != "PNG":
+                    raise PictureError(
+                        ErrorCode.IMAGE_INVALID, f"a {image.format} file, which blurs classes; expected a PNG file"
+                    )
                 image.load()
-                upright = ImageOps.exif_transpose(image)
-                flat = _flat_mask(upright) if is_mask else _flat_picture(upright)
+                flat = _FLAT.get(name, _flat_picture)(ImageOps.exif_transpose(image))
         except PictureError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -91,7 +99,8 @@ class Uploads:
             raise PictureError(ErrorCode.IMAGE_INVALID, f"broken or cut off ({error}); {_EXPECTED}, whole") from error
         file = io.BytesIO()
         flat.save(file, "PNG", compress_level=1)
-        return Picture(file.getvalue(), flat.width, flat.height, sha256(data).hexdigest())
+        largest = _largest(flat) if name == SEMANTIC_MAP else 0
+        return Picture(file.getvalue(), flat.width, flat.height, sha256(data).hexdigest(), largest)
 
     def _check_size(self, size: tuple[int, int]) -> None:
         width, height = size
@@ -151,7 +160,23 @@ def _flat_mask(image: Image.Image) -> Image.Image:
     return _bare(_over(_eight_bit(image), (0, 0, 0)).convert("L"))
 
 
+def _flat_map(image: Image.Image) -> Image.Image:
+    if image.mode not in ("L", "P"):
+        raise PictureError(
+            ErrorCode.IMAGE_INVALID,
+            f"pixels of mode {image.mode}; expected 8-bit grey values or palette indices, which are classes",
+        )
+    return _bare(Image.frombytes("L", image.size, image.tobytes()))
+
+
+def _largest(image: Image.Image) -> int:
+    return max(value for value, count in enumerate(image.histogram()) if count)
+
+
 def _bare(image: Image.Image) -> Image.Image:
     """Without profiles, comments and positions."""
     image.info.clear()
     return image
+
+
+_FLAT: Final[Mapping[str, Callable[[Image.Image], Image.Image]]] = {MASK: _flat_mask, SEMANTIC_MAP: _flat_map}

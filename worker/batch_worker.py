@@ -32,7 +32,7 @@ from worker.jobs import RunningJob
 from worker.link import BrokerLink
 from worker.measures import WorkerMetrics
 from worker.messages import Arrived, Broken, Lost, Message, Stopped, Stored, StoreFailed, TakeEnded, Wake
-from worker.requests import BadJobError, picture_requests, prompt_warnings
+from worker.requests import BadJobError, job_warnings, picture_requests
 from worker.store_outage import store_unavailable
 
 _NEWS_SECONDS: Final = 0.1
@@ -182,7 +182,7 @@ class BatchWorker:
         try:
             served = self._served[spec.model]
             requests = picture_requests(spec, served.card, arrived.inputs)
-            job.warnings = prompt_warnings(spec, served.card, served.model.conditioner)
+            job.warnings = job_warnings(spec, served.card, served.model.conditioner)
             for index, (row_id, request) in enumerate(zip(job.row_ids, requests, strict=True)):
                 resume = resume_state(arrived.job.resume.get(index))
                 if resume is not None:

@@ -14,6 +14,7 @@ from broker.store import Store
 from contract.card import ModelCard
 from contract.settings import Settings
 from models.latent_diffusion import LatentDiffusion
+from models.lora import FOLDER
 from worker.batch_worker import BatchWorker, ServedModel
 from worker.build import build
 from worker.engine import numerics
@@ -79,7 +80,7 @@ def select(device: str) -> torch.device:
 
 
 def load(folder: Path) -> ServedModel:
-    """The model and its card, which must agree on what the model does."""
+    """The model and its card, which must agree on what the model does; the adapters found beside it are in both."""
     path = folder / CARD
     try:
         card = ModelCard.model_validate_json(path.read_bytes())
@@ -93,6 +94,14 @@ def load(folder: Path) -> ServedModel:
     unable = {task.value for task in card.tasks} - model.tasks
     if unable:
         raise ModelFolderError(f"{path} promises {', '.join(sorted(unable))}, which these weights cannot do")
+    if card.conditioning != model.conditioning:
+        raise ModelFolderError(f"{path} says conditioning={card.conditioning}; these weights want {model.conditioning}")
+    try:
+        card = ModelCard.model_validate({**card.model_dump(), "loras": tuple(model.adapters)})
+    except ValidationError as error:
+        raise ModelFolderError(
+            f"{folder / FOLDER} has files whose names cannot be those of adapters: {error}"
+        ) from error
     return ServedModel(card, model)
 
 

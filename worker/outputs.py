@@ -27,6 +27,8 @@ def parameters_text(spec: JobSpec, index: int, digest: str) -> str:
     }
     if digest:
         values["Model hash"] = digest[:10]
+    if spec.class_label is not None:
+        values["Class label"] = spec.class_label
     if spec.eta:
         values["Eta"] = f"{spec.eta:g}"
     if spec.task in (Task.IMG2IMG, Task.INPAINT):

@@ -12,6 +12,7 @@ from contract.card import ModelCard
 from contract.errors import ErrorCode
 from contract.spec import JobError, JobSpec, JobWarning, Task
 from models.conditioning import Conditioner
+from models.layout import LayoutObject
 from models.tasks import PictureRequest
 from models.text import TextConditioner
 
@@ -21,7 +22,7 @@ _TASKS: Final[dict[Task, Literal["txt2img", "img2img", "inpaint", "upscale"]]] =
     Task.INPAINT: "inpaint",
     Task.UPSCALE: "upscale",
 }
-_MODES: Final = {"image": "RGB", "mask": "L"}
+_MODES: Final = {"image": "RGB", "mask": "L", "semantic_map": "L"}
 
 
 class BadJobError(Exception):
@@ -38,7 +39,7 @@ def load_inputs(store: Store, spec: JobSpec) -> dict[str, Image.Image]:
     for name, key in spec.inputs.items():
         try:
             image = Image.open(io.BytesIO(store.get(key)), formats=["PNG"])
-            pictures[name] = image.convert(_MODES.get(name, "RGB"))
+            pictures[name] = image.convert(_MODES[name])
         except ObjectMissingError as error:
             detail = f"the stored {name} is gone; inputs are kept for a while after a job's end: send the request again"
             raise BadJobError(ErrorCode.INPUT_MISSING, detail) from error
@@ -51,14 +52,24 @@ def picture_requests(spec: JobSpec, card: ModelCard, inputs: Mapping[str, Image.
     """One request per picture. Raises `BadJobError` for what the model does not have."""
     if spec.task not in card.tasks:
         raise BadJobError(ErrorCode.VALIDATION_FAILED, f"{card.name} serves {', '.join(card.tasks)}, not {spec.task}")
-    if spec.loras or spec.class_label is not None:
-        raise BadJobError(ErrorCode.VALIDATION_FAILED, f"{card.name} has neither LoRAs nor class labels")
+    unknown = [lora.name for lora in spec.loras if lora.name not in card.loras]
+    if unknown:
+        known = ", ".join(card.loras) or "none"
+        detail = f"{card.name} has no adapter {', '.join(unknown)} here; it has: {known}"
+        raise BadJobError(ErrorCode.VALIDATION_FAILED, detail)
+    for kind, given in (("class", spec.class_label), ("layout", spec.layout), ("semantic", inputs.get("semantic_map"))):
+        if given not in (None, ()) and kind != card.conditioning:
+            raise BadJobError(ErrorCode.VALIDATION_FAILED, f"{card.name} takes {card.takes}, nothing else")
+    layout = tuple(LayoutObject(**one.model_dump()) for one in spec.layout)
     noise_level = spec.noise_level if spec.noise_level is not None else card.default_noise_level
     return [
         PictureRequest(
             task=_TASKS[spec.task],
             prompt=spec.prompt,
             negative_prompt=spec.negative_prompt,
+            class_label=spec.class_label,
+            layout=layout,
+            semantic_map=inputs.get("semantic_map"),
             width=spec.width,
             height=spec.height,
             seed=spec.picture_seed(index),
@@ -70,6 +81,7 @@ def picture_requests(spec: JobSpec, card: ModelCard, inputs: Mapping[str, Image.
             image=inputs.get("image"),
             mask=inputs.get("mask"),
             noise_level=noise_level or 0,
+            loras=tuple((lora.name, lora.weight) for lora in spec.loras),
         )
         for index in range(spec.n)
     ]
@@ -84,6 +96,8 @@ def usual_request(card: ModelCard, prompt: str = "", seed: int = 0, steps: int |
     return PictureRequest(
         task=_TASKS[task],
         prompt=prompt,
+        class_label=0 if card.conditioning == "class" else None,
+        semantic_map=Image.new("L", size) if card.conditioning == "semantic" else None,
         width=size[0] * factor,
         height=size[1] * factor,
         seed=seed,
@@ -96,11 +110,19 @@ def usual_request(card: ModelCard, prompt: str = "", seed: int = 0, steps: int |
     )
 
 
-def prompt_warnings(spec: JobSpec, card: ModelCard, text: Conditioner | None) -> tuple[JobWarning, ...]:
-    """Names the words that the model does not read, and those that it has never seen."""
+def job_warnings(spec: JobSpec, card: ModelCard, conditioner: Conditioner | None) -> tuple[JobWarning, ...]:
+    """What of the request the model makes no use of, and words that it does not read or has never seen."""
     warnings: list[JobWarning] = []
-    if not isinstance(text, TextConditioner):
-        return ()
+    if spec.guidance_scale > 1.0 and (conditioner is None or not conditioner.learns_unconditional):
+        message = f"{card.name} has learned nothing to be guided by; guidance_scale is ignored"
+        warnings.append(JobWarning(code="ignored_field", message=message))
+    if isinstance(conditioner, TextConditioner):
+        warnings += _prompt_warnings(spec, card, conditioner)
+    return tuple(warnings)
+
+
+def _prompt_warnings(spec: JobSpec, card: ModelCard, text: TextConditioner) -> list[JobWarning]:
+    warnings: list[JobWarning] = []
     for field, prompt in (("prompt", spec.prompt), ("negative_prompt", spec.negative_prompt)):
         lost = text.lost_words(prompt)
         if lost:
@@ -110,7 +132,7 @@ def prompt_warnings(spec: JobSpec, card: ModelCard, text: Conditioner | None) ->
         if unknown:
             message = f"{card.name} does not know these words of {field}: {', '.join(unknown)}"
             warnings.append(JobWarning(code="unknown_words", message=message))
-    return tuple(warnings)
+    return warnings
 
 
 def unknown_words(prompt: str, card: ModelCard, text: TextConditioner) -> list[str]:

@@ -22,6 +22,9 @@ class ModelView(BaseModel):
     object: Literal["model"] = "model"
     tasks: list[Task]
     description: str
+    conditioning: Literal["text", "class", "layout", "semantic", "none"] = Field(
+        description="what a request must give: `prompt`, `class_label`, `layout`, `semantic_map` or none of them"
+    )
     default_width: int
     default_height: int
     max_width: int
@@ -32,7 +35,8 @@ class ModelView(BaseModel):
     default_strength: float = Field(description="of img2img")
     upscale_factor: int | None
     max_tokens: int = Field(description="prompt tokens read; a longer prompt is cut, with a warning")
-    classes: int | None = Field(description="number of class labels of a class-conditional model")
+    classes: int | None = Field(description="number of labels, counted from 0, of a model that takes any")
+    max_objects: int | None = Field(description="of a layout")
     loras: list[str] = Field(description="adapters that requests may name")
     vocabulary: Vocabulary = Field(description="a hint for prompts: what the model knows; empty lists: anything")
     workers: int = Field(description="live workers that serve it now; jobs for a model without one wait")

@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from cli.client import Job
-from cli.generate import given, output_format, output_paths, parse_loras
+from cli.generate import given, output_format, output_paths, parse_layout, parse_loras
 from cli.main import app
 from contract.spec import OutputFormat
 
@@ -54,6 +54,14 @@ def test_loras_carry_a_weight_of_one_unless_given() -> None:
     assert parse_loras(["film", "neon=0.5"]) == [{"name": "film", "weight": 1.0}, {"name": "neon", "weight": 0.5}]
     with pytest.raises(typer.BadParameter, match="expected NAME or NAME=WEIGHT"):
         parse_loras(["film=much"])
+
+
+def test_a_layout_is_a_list_of_objects() -> None:
+    assert parse_layout('[{"label": 3, "box": [0, 0, 0.5, 1]}]') == [{"label": 3, "box": [0, 0, 0.5, 1]}]
+    assert parse_layout("") == []
+    for wrong in ("a dog on the left", '{"label": 3}'):
+        with pytest.raises(typer.BadParameter, match="expected a list of objects as JSON"):
+            parse_layout(wrong)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,15 @@ def test_a_refusal_names_the_field(stack: Stack) -> None:
     assert "/steps" in done.stderr
 
 
+def test_what_the_model_does_not_take_is_sent_and_refused(stack: Stack, tmp_path: Path) -> None:
+    given = ["--class-label", "3", "--layout", '[{"label": 1, "box": [0, 0, 1, 1]}]']
+    given += ["--semantic-map", str(picture(tmp_path / "map.png", (64, 64), "L"))]
+    done = CliRunner().invoke(app, ["txt2img", *given, "--url", stack.url], env={"COLUMNS": "200"})
+    assert done.exit_code == 1
+    for field in ("/class_label", "/layout", "/semantic_map", "/prompt"):
+        assert field in done.stderr
+
+
 def test_jobs_are_listed_shown_and_deleted(stack: Stack, client: DarkroomClient) -> None:
     job = client.result(followed(client, client.submit(Task.TXT2IMG, {"prompt": "a pizza", "seed": 3})))
     assert job.id in run(stack, "jobs", "list", "--status", "succeeded").stdout

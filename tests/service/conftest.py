@@ -53,6 +53,28 @@ X4 = ModelCard(
 )
 
 
+CLASSES = ModelCard(
+    name="imagenet",
+    tasks=(Task.TXT2IMG, Task.IMG2IMG),
+    conditioning="class",
+    classes=1000,
+    default_width=256,
+    default_height=256,
+    max_width=512,
+    max_height=512,
+    size_multiple=32,
+    latent_downsample=4,
+    default_steps={Task.TXT2IMG: 20, Task.IMG2IMG: 20},
+    default_guidance={Task.TXT2IMG: 3.0, Task.IMG2IMG: 3.0},
+)
+_ONE_TASK = {"tasks": (Task.TXT2IMG,), "default_steps": {Task.TXT2IMG: 50}, "default_guidance": {Task.TXT2IMG: 1.0}}
+LAYOUT = CLASSES.model_copy(
+    update={**_ONE_TASK, "name": "layout", "conditioning": "layout", "classes": 20, "max_objects": 3}
+)
+SEMANTIC = CLASSES.model_copy(update={**_ONE_TASK, "name": "semantic", "conditioning": "semantic", "classes": 182})
+FACES = CLASSES.model_copy(update={**_ONE_TASK, "name": "faces", "conditioning": "none", "classes": None})
+
+
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[str]:
     """A gateway behind uvicorn in this event loop; yields its URL."""
@@ -100,7 +122,7 @@ async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def worker(settings: Settings) -> Iterator[WorkerBroker]:
     """Registered, so that the models are known; it does nothing by itself."""
-    broker = WorkerBroker(settings, [SMALL, X4], slots=8)
+    broker = WorkerBroker(settings, [SMALL, X4, CLASSES, LAYOUT, SEMANTIC, FACES], slots=8)
     broker.register()
     yield broker
     broker.close()
