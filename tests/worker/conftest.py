@@ -68,9 +68,14 @@ async def gateway(settings: Settings) -> AsyncIterator[JobBroker]:
 def start_worker(settings: Settings, models: Mapping[str, LatentDiffusion]) -> Iterator[StartWorker]:
     started: list[RunningWorker] = []
 
-    def start(drain_seconds: float = 30.0, resume_seconds: float = 3.0, **engine: Any) -> RunningWorker:
+    def start(
+        drain_seconds: float = 30.0,
+        resume_seconds: float = 3.0,
+        others: Mapping[str, LatentDiffusion] | None = None,
+        **engine: Any,
+    ) -> RunningWorker:
         changed = settings.model_copy(update={"drain_seconds": drain_seconds, "resume_seconds": resume_seconds})
-        worker = RunningWorker(changed, models, **engine)
+        worker = RunningWorker(changed, others or models, **engine)
         started.append(worker)
         return worker
 

@@ -29,7 +29,10 @@ class RunningWorker:
     def __init__(self, settings: Settings, models: Mapping[str, LatentDiffusion], **engine: Any) -> None:
         self.metrics = WorkerMetrics()
         self.engine = Engine(models, **engine)
-        served = {card.name: ServedModel(card, models[card.name]) for card in (base_card(), upscaler_card())}
+        served = {}
+        for card in (base_card(), upscaler_card()):
+            model = models[card.name]
+            served[card.name] = ServedModel(card.model_copy(update={"loras": tuple(model.adapters)}), model)
         self.worker = BatchWorker(settings, served, self.engine, Store(settings.store_url), self.metrics)
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._work)
