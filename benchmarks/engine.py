@@ -187,7 +187,7 @@ def measure_savings(one: Case, dtype: Dtype, rounds: int) -> dict[str, dict[str,
         "keys and values of the text once per picture": (step(), step(context_again=True)),
         "time projections once per timestep": (step(), step(time_again=True)),
         "text encodings kept (per picture, two texts)": (
-            lambda _: [resident.context(prompt) for prompt in ("", PROMPT)],
+            lambda _: [resident.encoded(prompt) for prompt in ("", PROMPT)],
             lambda _: [text.encode(prompt) for prompt in ("", PROMPT)],
         ),
     }

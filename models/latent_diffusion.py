@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.attention import KeyValue
 from models.autoencoder import Autoencoder, Posterior
 from models.class_label import ClassEncoder
-from models.conditioning import Condition, Conditioner
+from models.conditioning import Condition, Conditioner, Encoded
 from models.config import UnsupportedStructure
 from models.layout import LayoutEncoder
 from models.lora import Adapter, Uses, adapted, load_adapters
@@ -30,6 +30,14 @@ from models.weights_io.single_file import Told
 OnStep = Callable[[int, int], None]
 Conditioning = Literal["text", "class", "layout", "semantic", "none"]
 """What a request must say of the picture."""
+
+
+class Projected(NamedTuple):
+    """Of one picture's k conditions: keys and values for `UNet.denoise`, each [k, heads, L, d], [] without a context;
+    pooled [k, D'] for `LatentDiffusion.addition`, None without one."""
+
+    kv: list[KeyValue]
+    pooled: Tensor | None
 
 
 class LatentDiffusion(nn.Module):
@@ -68,6 +76,7 @@ class LatentDiffusion(nn.Module):
             "in_channels": tuple(z + beside for beside in self._seen_beside()),
             "out_channels": (z,),
             "cross_attention_dim": (None if self.conditioner is None else self.conditioner.width,),
+            "pooled_width": (0 if self.conditioner is None else self.conditioner.pooled_width,),
         }
         for name, values in expected.items():
             if getattr(unet, name) not in values:
@@ -154,7 +163,7 @@ class LatentDiffusion(nn.Module):
             return []
         unconditional, conditional = self.conditioner.blank, self._condition(request)
         if isinstance(self.conditioner, TextConditioner):
-            unconditional = request.negative_prompt
+            unconditional = request.negative_prompt or unconditional
         guided = request.guidance_scale > 1.0 and self.conditioner.learns_unconditional
         return [unconditional, conditional] if guided else [conditional]
 
@@ -169,12 +178,23 @@ class LatentDiffusion(nn.Module):
             case _:
                 return request.prompt
 
-    def project(self, conditions: Sequence[Condition]) -> list[KeyValue]:
-        """Keys and values for `UNet.denoise`, each [k, heads, L, d], of k conditions; [] without a context."""
+    def project(self, conditions: Sequence[Condition]) -> Projected:
+        """What the UNet takes of one picture's k conditions."""
         if self.conditioner is None:
-            return []
-        context = torch.cat([self.conditioner.encode(condition) for condition in conditions])
-        return self.unet.project_context(context.to(self.device, self.unet.conv_in.weight.dtype))
+            return Projected([], None)
+        context, pooled = Encoded.join([self.conditioner.encode_with_pooled(condition) for condition in conditions])
+        return Projected(self.unet.project_context(context.to(self.device, self.unet.conv_in.weight.dtype)), pooled)
+
+    def addition(self, pooled: Tensor | None, latents: Tensor) -> Tensor | None:
+        """What `UNet.embed` takes of pooled conditions [k, D'] and of the size of a picture with these latents: [k, E].
+
+        None for a UNet that embeds neither. The picture is taken for a whole one: nothing was cropped.
+        """
+        if pooled is None:
+            return None
+        height, width = (side * self.autoencoder.config.downsampling_factor for side in latents.shape[-2:])
+        sizes = torch.tensor([[height, width, 0, 0, height, width]] * len(pooled), device=self.device)
+        return self.unet.embed_addition(pooled.to(self.device), sizes)
 
     @property
     def max_noise_level(self) -> int:
@@ -246,7 +266,8 @@ class LatentDiffusion(nn.Module):
     def _render_latents(self, request: PictureRequest, on_step: OnStep | None) -> Tensor:
         start = prepare(self, request)
         device, dtype = self.device, self.unet.conv_in.weight.dtype
-        kv = self.project(self.conditions(request))
+        kv, pooled = self.project(self.conditions(request))
+        addition = self.addition(pooled, start.latents)
         labels = None if start.label is None else torch.tensor([start.label], device=device)
         scale = torch.tensor([request.guidance_scale], device=device)
         conditioning = None if start.conditioning is None else start.conditioning.to(device)
@@ -255,7 +276,7 @@ class LatentDiffusion(nn.Module):
         previous = torch.zeros_like(x)
         for index, t in enumerate(start.plan.timesteps):
             inputs = x if conditioning is None else torch.cat([x, conditioning], dim=1)
-            emb = self.unet.embed(torch.tensor([t], device=device), labels)
+            emb = self.unet.embed(torch.tensor([t], device=device), labels, addition)
             out = self.unet.denoise(inputs.to(dtype), emb, kv).float()
             if out.shape[0] == 2:
                 out = guide(out, scale)

@@ -100,7 +100,7 @@ def test_no_unconditional_row_at_guidance_one(models: Models) -> None:
     assert rows == [1]
     both = Bank(resident, LaneKey(BASE, 8, 8, guided=True), 2)
     start = prepare(model, request)
-    both.write(0, start, resident.project(["", "a cat"]), 1.0, None)
+    both.write(0, start, resident.project(["", "a cat"]).kv, 1.0, None)
     runner.step(resident, both, slice(0, 1))
     assert rows == [1, 2]
     assert_equal(bank.x[0], both.x[0])

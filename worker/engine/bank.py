@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,10 @@ class Bank:
 
     x, noise and clean (the predicted x_0) [P, z, h, w] fp32, conditioning [P, c, h, w] fp32 or None, kv per text
     attention [k, P, heads, L, d], coefficients [P, T, 6], timesteps [P, T], step and active [P], guidance [P],
-    class_embedding [P, E] or None. Rows whose time embeddings are not in the model's table have `own_time` [P] set and
-    that of their next step in `time` [P, E]. Lanes that blend have the rows' blends, levels [P, T, 2], lanes with a
-    rank the rows' adapters. A free slot holds zeros: it is computed along and stays finite.
+    addition to the time embedding [k, P, E], [1, P, E] where all k have the same, or None. Rows whose time embeddings
+    are not in the model's table have `own_time` [P] set and that of their next step in `time` [P, E]. Lanes that blend
+    have the rows' blends, levels [P, T, 2], lanes with a rank the rows' adapters. A free slot holds zeros: it is
+    computed along and stays finite.
     """
 
     def __init__(self, resident: ResidentModel, key: LaneKey, slots: int) -> None:
@@ -32,8 +35,8 @@ class Bank:
         self.clean = torch.zeros_like(self.x)
         channels = resident.conditioning_channels
         self.conditioning = torch.zeros(slots, channels, *size[1:], device=device) if channels else None
-        empty = resident.blank(2 if key.guided else 1)
-        self.kv = [(_per_slot(k, slots), _per_slot(v, slots)) for k, v in empty]
+        k = 2 if key.guided else 1
+        self.kv = [(_per_slot(keys, slots), _per_slot(values, slots)) for keys, values in resident.blank(k).kv]
         self.blend: Blend | None = None
         if key.blends:
             mask, levels = self.x.new_zeros(slots, 1, *size[1:]), self.x.new_zeros(slots, steps, 2)
@@ -46,12 +49,13 @@ class Bank:
         self.guidance = torch.zeros(slots, device=device)
         self.time = resident.time_table.new_zeros(slots, resident.time_table.shape[1])
         self.own_time = torch.zeros(slots, dtype=torch.bool, device=device)
-        self.class_embedding: Tensor | None = None
-        if resident.model.unet.class_embedding is not None:
-            self.class_embedding = resident.time_table.new_zeros(slots, resident.time_table.shape[1])
+        self.addition: Tensor | None = None
+        unet = resident.model.unet
+        if unet.class_embedding is not None or unet.add_embedding is not None:
+            self.addition = self.time.new_zeros(1 if unet.add_embedding is None else k, *self.time.shape)
 
     def write(
-        self, slot: int, start: Start, kv: list[KeyValue], guidance_scale: float, class_embedding: Tensor | None
+        self, slot: int, start: Start, kv: list[KeyValue], guidance_scale: float, addition: Tensor | None
     ) -> None:
         """A row moves in, ready for its first step but for its adapters."""
         timesteps = torch.tensor(start.plan.timesteps)
@@ -66,8 +70,8 @@ class Bank:
         self.timesteps[slot, :steps] = timesteps.long()
         self.active[slot] = 1
         self.guidance[slot] = guidance_scale
-        if self.class_embedding is not None and class_embedding is not None:
-            self.class_embedding[slot] = class_embedding
+        if self.addition is not None and addition is not None:
+            self.addition[:, slot] = addition
         if self.blend is not None and start.blend is not None:
             for bank, row in zip(self.blend[:3], start.blend[:3], strict=True):
                 bank[slot] = row[0]
@@ -82,7 +86,7 @@ class Bank:
 
     def clear(self, slot: int) -> None:
         """A row moves out; what it may have left behind, NaN for one, goes with it."""
-        for tensor in (self.x, self.noise, self.clean, self.conditioning, self.class_embedding, *(self.blend or ())):
+        for tensor in (self.x, self.noise, self.clean, self.conditioning, *(self.blend or ())):
             if tensor is not None:
                 tensor[slot] = 0
         for tensor in (self.coefficients, self.timesteps, self.step, self.active, self.guidance, self.time):
@@ -90,9 +94,13 @@ class Bank:
         self.own_time[slot] = False
         if self.adapters is not None:
             self.adapters.clear(slot)
-        for k, v in self.kv:
-            k[:, slot] = 0
-            v[:, slot] = 0
+        for tensor in self.per_condition:
+            tensor[:, slot] = 0
+
+    @property
+    def per_condition(self) -> list[Tensor]:
+        """Those whose slots come second, [k, P, ...]."""
+        return [*itertools.chain(*self.kv), *([] if self.addition is None else [self.addition])]
 
     def rows_kv(self, rows: slice) -> list[KeyValue]:
         """Keys and values [k * rows, heads, L, d] as `UNet.denoise` takes them; views when `rows` is the whole bank."""

@@ -176,9 +176,9 @@ class _Sample:
     @staticmethod
     def _banks(bank: Bank) -> list[tuple[Tensor, int, float]]:
         """What differs between rows, with the dimension of the slots and a size to draw; adapters of every module."""
-        tensors = [bank.x, bank.noise, bank.clean, bank.conditioning, bank.class_embedding, bank.guidance]
+        tensors = [bank.x, bank.noise, bank.clean, bank.conditioning, bank.guidance]
         rows = [(tensor, 0, 1.0) for tensor in (*tensors, *(bank.blend or ())) if tensor is not None]
-        rows += [(tensor, 1, 1.0) for kv in bank.kv for tensor in kv]
+        rows += [(tensor, 1, 1.0) for tensor in bank.per_condition]
         if bank.adapters is not None:
             bank.adapters.cover_all()
             factors = [tensor for each in bank.adapters.factors.values() for tensor in each]

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.attention import KeyValue
 from models.autoencoder import Posterior
-from models.conditioning import Condition
-from models.latent_diffusion import LatentDiffusion
+from models.conditioning import Condition, Encoded
+from models.latent_diffusion import LatentDiffusion, Projected
 from models.lora import Uses, adapted_text
 from models.samplers import SamplingPlan
+from models.tasks import Start
 from worker.engine.adapters import adapted_context, adapted_time, changes_time
 from worker.engine.cuda_graphs import GraphedSteps
 from worker.engine.preview import LatentPreview
@@ -35,7 +35,7 @@ class ResidentModel:
         weights = itertools.chain(model.unet.parameters(), model.unet.buffers())  # buffers hold those that are packed
         self.parameters = sum(weight.numel() for weight in weights)
         self.graphs = GraphedSteps()
-        self._contexts: OrderedDict[tuple[Condition, tuple[tuple[str, float], ...]], Tensor] = OrderedDict()
+        self._contexts: OrderedDict[tuple[Condition, tuple[tuple[str, float], ...]], Encoded] = OrderedDict()
         self._blanks: OrderedDict[tuple[int, int], Posterior] = OrderedDict()
 
     @property
@@ -53,28 +53,28 @@ class ResidentModel:
         self._blanks.move_to_end(size)
         return self._blanks[size]
 
-    def context(self, condition: Condition, uses: Uses = ()) -> Tensor:
-        """Its encoding [1, L, D]; those of the last conditions are kept, the empty prompt among them most often."""
+    def encoded(self, condition: Condition, uses: Uses = ()) -> Encoded:
+        """Its encoding, of one row; those of the last conditions are kept, the empty prompt among them most often."""
         key = condition, tuple((adapter.digest, weight) for adapter, weight in uses if adapter.text)
         if key not in self._contexts:
             assert self.model.conditioner is not None
             with adapted_text(self.model, uses):
-                self._contexts[key] = self.model.conditioner.encode(condition)
+                self._contexts[key] = self.model.conditioner.encode_with_pooled(condition)
             if len(self._contexts) > _CONTEXTS_KEPT:
                 self._contexts.popitem(last=False)
         self._contexts.move_to_end(key)
         return self._contexts[key]
 
-    def project(self, conditions: Sequence[Condition], uses: Uses = ()) -> list[KeyValue]:
-        """As the model's: keys and values of one row with k conditions, each [k, heads, L, d]."""
+    def project(self, conditions: Sequence[Condition], uses: Uses = ()) -> Projected:
+        """As the model's."""
         if not conditions:
-            return []
-        context = torch.cat([self.context(condition, uses) for condition in conditions])
+            return Projected([], None)
+        context, pooled = Encoded.join([self.encoded(condition, uses) for condition in conditions])
         context = context.to(self.model.device, self.time_table.dtype)
         with adapted_context(self.model.unet, uses, context):
-            return self.model.unet.project_context(context)
+            return Projected(self.model.unet.project_context(context), pooled)
 
-    def blank(self, rows: int) -> list[KeyValue]:
+    def blank(self, rows: int) -> Projected:
         """`project` of as many conditions that say nothing."""
         conditioner = self.model.conditioner
         return self.project([] if conditioner is None else [conditioner.blank] * rows)
@@ -95,3 +95,13 @@ class ResidentModel:
         if label is None or not 0 <= label < embedding.num_embeddings:
             raise ValueError(f"class label {label}: expected 0 to {embedding.num_embeddings - 1}")
         return embedding.weight[label]
+
+    def addition(self, start: Start, pooled: Tensor | None, uses: Uses = ()) -> Tensor | None:
+        """[k, E], to be added to the time embedding at every step: of a class label, whose k is 1, of pooled conditions
+        and sizes, or of both; None for a structure without either."""
+        label = self.class_embedding(start.label)
+        with adapted_time(self.model.unet, uses):
+            addition = self.model.addition(pooled, start.latents)
+        if label is None or addition is None:
+            return addition if label is None else label[None]
+        return label + addition

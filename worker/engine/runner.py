@@ -23,8 +23,8 @@ def admit(resident: ResidentModel, bank: Bank, slot: int, request: PictureReques
     Raises ValueError as `prepare` does.
     """
     start, uses = prepare(resident.model, request, resident.blank_posterior), resident.model.uses(request)
-    kv = resident.project(resident.model.conditions(request), uses)
-    bank.write(slot, start, kv, request.guidance_scale, resident.class_embedding(start.label))
+    kv, pooled = resident.project(resident.model.conditions(request), uses)
+    bank.write(slot, start, kv, request.guidance_scale, resident.addition(start, pooled, uses))
     if bank.adapters is not None and bank.adapters.write(slot, uses):
         resident.graphs.forget(bank)
     time = resident.own_time(start.plan, uses)
@@ -65,8 +65,8 @@ def _step(resident: ResidentModel, bank: Bank, rows: slice) -> None:
     slots = torch.arange(rows.start, rows.stop, device=index.device)
     t = bank.timesteps[slots, index]
     emb = torch.where(bank.own_time[rows, None], bank.time[rows], resident.time_table[t])
-    if bank.class_embedding is not None:
-        emb = emb + bank.class_embedding[rows]
+    if bank.addition is not None:
+        emb = (emb + bank.addition[:, rows]).flatten(0, 1)
     x = bank.x[rows]
     inputs = x if bank.conditioning is None else torch.cat([x, bank.conditioning[rows]], dim=1)
     with nullcontext() if bank.adapters is None else bank.adapters.attached(rows):
