@@ -1,6 +1,6 @@
-"""`darkroom jobs` and `darkroom models`: what a server holds."""
+"""`darkroom jobs`: what a server works on."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -11,7 +11,6 @@ from cli.console import friendly_errors, out
 from contract.spec import JobStatus
 
 app = typer.Typer(no_args_is_help=True, help="List, show, cancel and delete the jobs of your API key.")
-models_app = typer.Typer(no_args_is_help=True, help="The models of a server.")
 
 JobId = Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")]
 
@@ -53,20 +52,3 @@ def delete(job: JobId, url: options.Url = options.DEFAULT_URL, api_key: options.
     with friendly_errors(), DarkroomClient(url, api_key) as client:
         client.delete(job)
     out.print(f"{job}: deleted", markup=False)
-
-
-@models_app.command("list")
-def list_models(url: options.Url = options.DEFAULT_URL, api_key: options.ApiKey = None) -> None:
-    """Name, tasks and vocabulary of each model that the server knows."""
-    with friendly_errors(), DarkroomClient(url, api_key) as client:
-        models = client.models()
-    table = Table("model", "tasks", "description", "knows")
-    for model in models:
-        table.add_row(model["id"], ", ".join(model["tasks"]), model.get("description", ""), _vocabulary(model))
-    out.print(table)
-
-
-def _vocabulary(model: dict[str, Any]) -> str:
-    words = model.get("vocabulary") or {}
-    known = [*words.get("objects", ()), *words.get("colours", ())]
-    return ", ".join(known) if known else "anything"

@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import bench, generate, jobs, server, train
+from cli import bench, generate, jobs, models, server, train
 from cli.demo import demo
 from cli.loras import add_lora
 from cli.render import render
@@ -30,8 +30,8 @@ _SERVERS = "Run servers"
 for command in (generate.txt2img, generate.img2img, generate.inpaint, generate.upscale):
     app.command(rich_help_panel=_PICTURES)(command)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=_PICTURES)
-jobs.models_app.command()(add_lora)
-app.add_typer(jobs.models_app, name="models", rich_help_panel=_PICTURES)
+models.app.command()(add_lora)
+app.add_typer(models.app, name="models", rich_help_panel=_SERVERS)
 app.command(rich_help_panel=_PICTURES)(render)
 app.command(rich_help_panel=_SERVERS)(demo)
 for command in (server.up, server.gateway, server.worker):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from models.autoencoder import Autoencoder
 from models.latent_diffusion import LatentDiffusion
 from models.schedule import NoiseSchedule
+from models.weights_io.digest import weights_digest
 from models.weights_io.folder import save_folder
 from training.data import COLOURS, OBJECTS
 from training.diffusion import SCHEDULE, Denoiser
@@ -105,9 +105,5 @@ def with_scaling_factor(autoencoder: Autoencoder, scaling_factor: float) -> Auto
 
 def write_card(card: dict[str, Any], folder: Path) -> None:
     """`card.json` with the digest of all weights; the gateway's ModelCard (contract) reads it."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(path.read_bytes())
-    text = json.dumps({**card, "digest": digest.hexdigest()}, indent=2)
+    text = json.dumps({**card, "digest": weights_digest(folder)}, indent=2)
     (folder / "card.json").write_text(text + "\n", encoding="utf-8")

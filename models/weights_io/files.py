@@ -15,6 +15,10 @@ PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 """Suffixes of files that are pickles."""
 
 
+class PickledError(WeightsError):
+    """A model that is to be converted first."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
     """How weights are read: `dtype` in memory, None as they are on disk; whether pickled files are read as well."""
@@ -27,7 +31,7 @@ class Reading:
         if path.suffix not in PICKLED:
             return read_tensors(path)
         if not self.pickles:
-            raise WeightsError(f"{path} is a pickle, which is not served: `darkroom models add` converts it once")
+            raise PickledError(f"{path} is a pickle, which is not served: `darkroom models add` converts it once")
         return open_pickle(path)
 
     def weights(self, folder: Path, stem: str) -> tuple[dict[str, LazyTensor], Path]:
@@ -61,7 +65,7 @@ class Reading:
         if pickled is None:
             return folder / f"{stem}.safetensors"  # opening it tells that it is missing
         if not self.pickles:
-            raise WeightsError(
+            raise PickledError(
                 f"{folder} holds no {stem}.safetensors, only {pickled.name}, a pickle, which is not served: "
                 "`darkroom models add` converts such a folder once"
             )

@@ -68,13 +68,7 @@ def recognised(tensors: Mapping[str, LazyTensor], path: Path) -> Recognised:
 def load_single_file(path: Path, reading: Reading, told: Told = Told()) -> Parts:  # frozen
     """Raises WeightsError for a broken file, one that is no whole model, and for missing, unexpected or misshapen keys;
     UnsupportedStructure for a model of none of the published families."""
-    tensors = reading.open(path)
-    known = recognised(tensors, path)
-    parts = _parts(known, tensors, told, original.Target(path, reading.dtype, told.tokenizer))
-    ema = known.has_ema and (known.family.use_ema if told.ema is None else told.ema)
-    used = _averaged(tensors) if ema else dict(tensors)
-    expected = {source.key: source.shape for part in parts.values() for source in part.sources.values()}
-    check_keys(expected, {key: used[key] for key in used if key in expected or not _ignored(key, known, used)}, path)
+    known, parts, used = _examined(path, reading, told)
     made: dict[str, Any] = {name: part.of(used) for name, part in parts.items()}
     return Parts(
         unet=made["unet"],
@@ -84,6 +78,25 @@ def load_single_file(path: Path, reading: Reading, told: Told = Told()) -> Parts
         low_res_schedule=NoiseSchedule(_LOW_RES) if known.structure.classes is not None else None,
         semantic=made.get("semantic"),
     )
+
+
+def examine(path: Path) -> Recognised:
+    """What the file holds, all of whose keys fit; no tokenizer is needed. Raises as `load_single_file`."""
+    return _examined(path, Reading(dtype=None, pickles=True), Told())[0]
+
+
+def _examined(
+    path: Path, reading: Reading, told: Told
+) -> tuple[Recognised, dict[str, original.Part], dict[str, LazyTensor]]:
+    """What the file holds, the parts to make of it, and the tensors that these take."""
+    tensors = reading.open(path)
+    known = recognised(tensors, path)
+    parts = _parts(known, tensors, told, original.Target(path, reading.dtype, told.tokenizer))
+    ema = known.has_ema and (known.family.use_ema if told.ema is None else told.ema)
+    used = _averaged(tensors) if ema else dict(tensors)
+    expected = {source.key: source.shape for part in parts.values() for source in part.sources.values()}
+    check_keys(expected, {key: used[key] for key in used if key in expected or not _ignored(key, known, used)}, path)
+    return known, parts, used
 
 
 def _shapes(tensors: Mapping[str, LazyTensor]) -> dict[str, tuple[int, ...]]:

@@ -129,7 +129,7 @@ def test_a_cancelled_job_says_so(stack: Stack, client: DarkroomClient) -> None:
 
 
 def test_models_are_listed_with_what_they_know(stack: Stack) -> None:
-    table = run(stack, "models", "list").stdout
+    table = run(stack, "models", "list", "--server").stdout
     assert BASE in table
     assert UPSCALER in table
     assert "pizza" in table
