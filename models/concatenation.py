@@ -41,7 +41,7 @@ def mask_and_picture(model: LatentDiffusion, pixels: Tensor, mask: Tensor, gener
     return torch.cat([model.posterior(holed).mean, 2.0 * small - 1.0], dim=1)
 
 
-def blank_mask_and_picture(blank: Posterior, model: LatentDiffusion, generator: torch.Generator) -> Tensor:
+def blank_mask_and_picture(model: LatentDiffusion, blank: Posterior, generator: torch.Generator) -> Tensor:
     """`mask_and_picture` of no picture, all of it to be repainted: so an inpainting model paints after words alone."""
     latents = model.scaled_sample(blank, generator)
     return torch.cat([torch.ones_like(latents[:, :1]), latents], dim=1)

@@ -122,8 +122,7 @@ def prepare(model: LatentDiffusion, request: PictureRequest, blank: BlankPosteri
     noise_only = full and not blends and (model.inpaints or request.task == "txt2img")
     clean = None if noise_only else model.scaled_sample(model.posterior(_padded(model, request)), generator)
     noise = torch.randn(shape, generator=generator, dtype=torch.float32)
-    from_noise = clean is None or (full and blends)
-    latents = sampling.scale * noise if clean is None or from_noise else sampling.noised(clean, noise)
+    latents = sampling.scale * noise if clean is None or (full and blends) else sampling.noised(clean, noise)
     start = Start(latents, None, None, sampling, generator)
     if blends and clean is not None:
         if model.autoencoder.config.codebook_size is None:
@@ -175,7 +174,7 @@ def _inpaint_conditioning(
         return mask_and_picture(model, _padded(model, request), mask, generator)
     f = model.autoencoder.config.downsampling_factor
     height, width = latent_size(model, request)
-    return blank_mask_and_picture(blank(height * f, width * f), model, generator)
+    return blank_mask_and_picture(model, blank(height * f, width * f), generator)
 
 
 def _semantic_conditioning(model: LatentDiffusion, request: PictureRequest) -> Tensor:

@@ -9,8 +9,11 @@ from PIL import Image
 from models.layout import LayoutObject
 from models.tasks import PictureRequest
 from tests.models.families import FAMILIES, family
+from worker.engine.bank import Bank
 from worker.engine.engine import Engine
 from worker.engine.events import Event, LaneTicked, RowFinished, RowProgress
+from worker.engine.numerics import probe, scatter_at_random
+from worker.engine.resident import ResidentModel
 from worker.engine.resume import ResumeState
 from worker.engine.scheduler import LaneKey
 
@@ -104,3 +107,16 @@ def test_a_request_without_what_its_model_takes_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match="class_label=None: expected 0 to 5"):
         engine.submit("row", "class", request())
     assert engine.idle
+
+
+@pytest.mark.parametrize(("name", "guided"), [("celeba", False), ("class", True), ("text2im", True)])
+def test_rows_that_blend_are_proven_exact(name: str, guided: bool) -> None:
+    """A probe that left the blends at zero would prove nothing: then every row would come out as zeros."""
+    resident = ResidentModel(MODELS[name])
+    key = LaneKey(name, 16, 16, guided=guided, blends=True)
+    groups = probe(resident, key, (1, 2, 4))  # raises where a row depends on its slot or its neighbours
+    assert sorted(bucket for group in groups for bucket in group) == [1, 2, 4]
+    bank = Bank(resident, key, 2)
+    scatter_at_random(resident, bank)
+    assert bank.blend is not None
+    assert all(tensor.std() > 0.5 for tensor in bank.blend)
