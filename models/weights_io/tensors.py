@@ -121,4 +121,5 @@ def assign(
     check_keys({key: tensor.shape for key, tensor in part.state_dict().items()}, tensors, path)
     for key, tensor in tensors.items():
         value = tensor.read()
-        part.load_state_dict({key: value.to(dtype or value.dtype)}, strict=False, assign=True)
+        owner, _, name = key.rpartition(".")  # into which, and not into all of `part`, which is searched for every key
+        part.get_submodule(owner).load_state_dict({name: value.to(dtype or value.dtype)}, strict=False, assign=True)
