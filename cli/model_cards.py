@@ -8,6 +8,7 @@ from models.class_label import ClassEncoder
 from models.latent_diffusion import LatentDiffusion
 from models.layout import LayoutEncoder
 from models.text import TextConditioner
+from models.text_pair import TextPairEncoder
 
 _ORDER: Final = (Task.TXT2IMG, Task.IMG2IMG, Task.INPAINT, Task.UPSCALE)
 
@@ -55,7 +56,9 @@ def _of_scripts(model: LatentDiffusion) -> Usual:
         case "text", True:
             return Usual(75, 9.0)
         case "text", False:
-            return Usual(50, 7.5 if model.unet.config.cross_attention_dim != _LDM_CONTEXT else 5.0)
+            newest = isinstance(model.conditioner, TextPairEncoder)
+            oldest = model.unet.config.cross_attention_dim == _LDM_CONTEXT
+            return Usual(50, 5.0 if newest or oldest else 7.5)
         case "class", _:
             guided = model.conditioner is not None and model.conditioner.learns_unconditional
             return Usual(20 if guided else 50, 3.0 if guided else 1.0)

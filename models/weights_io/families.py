@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple, TypeVar
 from models.config import ScheduleConfig, UNetConfig, UnsupportedStructure
 from models.weights_io.recognise import GROUPS, UNetStructure
 
-ConditionerKind = Literal["clip", "open_clip", "bert", "layout", "class", "semantic"]
+ConditionerKind = Literal["clip", "open_clip", "clip_pair", "bert", "layout", "class", "semantic"]
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 T = TypeVar("T", int, bool)
 
@@ -34,7 +34,8 @@ class Other(NamedTuple):
 class Family:
     """`heads` is the number of attention heads, or `head_width` the width of each. `latent_size` is the side of the
     latents in training. `use_ema`: whether the original scripts sample with the averaged weights where a file has both.
-    `unconditional_class`: whether the last class stands for none. `other`: what else has the same shapes.
+    `unconditional_class`: whether the last class stands for none. `width_of_sizes`: of the sinusoids of each size that
+    the UNet embeds. `other`: what else has the same shapes.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Family:
     use_ema: bool = True
     unconditional_class: bool = False
     upcast_attention: bool = False
+    width_of_sizes: int | None = None
     other: Other | None = None
 
     def size(self, prediction_type: PredictionType | None) -> int:
@@ -96,6 +98,9 @@ class Family:
                 use_linear_projection=structure.linear,
                 only_cross_attention=_one_or_all(structure.only_cross),
                 upcast_attention=self.upcast_attention,
+                addition_embed_type=None if structure.added is None else "text_time",
+                addition_time_embed_dim=None if structure.added is None else self.width_of_sizes,
+                projection_class_embeddings_input_dim=structure.added,
             )
         resampling = "resnet" if structure.updown else "conv"
         return dataclasses.replace(
@@ -160,6 +165,17 @@ FAMILIES: Final = (
         scaling_factor=0.08333,
         prediction_type="v_prediction",
         use_ema=False,
+    ),
+    Family(
+        "Stable Diffusion XL",
+        (Signs("clip_pair", 4, 4, codebook=False), Signs("clip_pair", 9, 4, codebook=False)),
+        beta_start=0.00085,
+        beta_end=0.012,
+        latent_size=128,
+        head_width=64,
+        scaling_factor=0.13025,
+        use_ema=False,
+        width_of_sizes=256,
     ),
     Family(
         "latent diffusion, text to image",

@@ -78,6 +78,8 @@ def _unet_blocks(config: UNetConfig) -> dict[str, str]:
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
         "class_embedding": "label_emb",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
         "conv_in": "input_blocks.0.0",
         "mid_block.resnets.0": "middle_block.0",
         "mid_block.attentions.0": "middle_block.1",
@@ -169,7 +171,8 @@ def clip_sources(shapes: Shapes) -> Sources:
 
 
 def open_clip_sources(shapes: Shapes) -> Sources:
-    """OpenCLIP's text transformer; `in_proj` holds the rows of q, k and v one after another."""
+    """OpenCLIP's text transformer, with or without its projection (a matrix that rows are multiplied with from the
+    left); `in_proj` holds the rows of q, k and v one after another."""
     whole = {
         "embeddings.token_embedding.weight": "token_embedding.weight",
         "embeddings.position_embedding.weight": "positional_embedding",
@@ -178,7 +181,11 @@ def open_clip_sources(shapes: Shapes) -> Sources:
     }
     sources = {}
     for key, shape in shapes.items():
-        name = whole.get(key, key).replace("encoder.layers.", "transformer.resblocks.")
+        if key == "text_projection.weight":
+            sources[key] = Source("text_projection", (shape[1], shape[0]), shape, Tensor.t)
+            continue
+        name = key.removeprefix("text_model.")
+        name = whole.get(name, name).replace("encoder.layers.", "transformer.resblocks.")
         for ours, theirs in (
             (".layer_norm1.", ".ln_1."),
             (".layer_norm2.", ".ln_2."),

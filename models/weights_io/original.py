@@ -9,14 +9,15 @@ from typing import Final, NamedTuple
 
 import torch
 from torch import nn
-from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer
+from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from models.autoencoder import Autoencoder
 from models.bert import BertConfig, BertEncoder, BertTransformer
 from models.class_label import ClassConfig, ClassEncoder
 from models.config import AutoencoderConfig, UNetConfig
 from models.layout import LayoutConfig, LayoutEncoder
-from models.text import TextEncoder, Tokenizer, load_tokenizer
+from models.text import TextEncoder, Tokenizer, clip_of_tensors, load_tokenizer
+from models.text_pair import TextPairEncoder, Tokenizers
 from models.unet import UNet
 from models.weights_io import key_maps, recognise
 from models.weights_io.families import ConditionerKind, Family
@@ -27,6 +28,9 @@ AUTOENCODER: Final = "first_stage_model."
 CONDITIONER: Final = "cond_stage_model."
 TRANSFORMER: Final = "cond_stage_model.transformer."
 OPEN_CLIP: Final = "cond_stage_model.model."
+PAIR: Final = "conditioner."
+PAIR_CLIP: Final = "conditioner.embedders.0.transformer.text_model."
+PAIR_OPEN_CLIP: Final = "conditioner.embedders.1.model."
 
 
 class Target(NamedTuple):
@@ -75,6 +79,8 @@ def autoencoder_part(config: AutoencoderConfig, target: Target) -> Part:
 
 
 def conditioner_kind(shapes: recognise.Shapes, codebook: bool) -> ConditionerKind | None:
+    if {f"{PAIR_CLIP}embeddings.token_embedding.weight", f"{PAIR_OPEN_CLIP}text_projection"} <= shapes.keys():
+        return "clip_pair"
     if f"{OPEN_CLIP}token_embedding.weight" in shapes:
         return "open_clip"
     if any(f"{prefix}embeddings.token_embedding.weight" in shapes for prefix in _CLIP_PREFIXES):
@@ -91,6 +97,8 @@ def conditioner_part(kind: ConditionerKind, family: Family, shapes: recognise.Sh
     match kind:
         case "clip" | "open_clip":
             return _clip_part(kind == "open_clip", shapes, target)
+        case "clip_pair":
+            return _clip_pair_part(shapes, target)
         case "bert" | "layout":
             return _bert_part(kind == "layout", recognise.bert_config(recognise.below(TRANSFORMER, shapes)), target)
         case "class":
@@ -114,21 +122,49 @@ _CLIP_PREFIXES: Final = (f"{TRANSFORMER}text_model.", TRANSFORMER)
 
 def _clip_part(open_clip: bool, shapes: recognise.Shapes, target: Target) -> Part:
     if open_clip:
-        prefix, own, recognised = OPEN_CLIP, key_maps.open_clip_sources, recognise.open_clip_config
+        prefix, own = OPEN_CLIP, key_maps.open_clip_sources
+        config = recognise.open_clip_config(recognise.below(prefix, shapes))
     else:
         prefix = next(one for one in _CLIP_PREFIXES if f"{one}embeddings.token_embedding.weight" in shapes)
-        own, recognised = key_maps.clip_sources, recognise.clip_config
-    config = recognised(recognise.below(prefix, shapes))
+        own = key_maps.clip_sources
+        config = recognise.clip_config(recognise.below(prefix, shapes))
     _, wanted = _on_meta(lambda: CLIPTextModel(config))
 
     def build(tensors: dict[str, LazyTensor]) -> nn.Module:
-        tokenizer = find_tokenizer(target, CLIPTokenizer, "vocab.json", "merges.txt")
-        tokenizer.model_max_length = config.max_position_embeddings
-        if open_clip and tokenizer.convert_tokens_to_ids("!") == 0:
-            tokenizer.pad_token = "!"  # noqa: S105  # OpenCLIP pads with id 0, whatever it stands for
+        tokenizer = _clip_tokenizer(open_clip, config, target)
         return TextEncoder.of_tensors(tokenizer, config, tensors, target.path, target.dtype)
 
     return Part(key_maps.with_prefix(prefix, own(wanted)), build)
+
+
+def _clip_tokenizer(open_clip: bool, config: CLIPTextConfig, target: Target) -> CLIPTokenizer:
+    tokenizer = find_tokenizer(target, CLIPTokenizer, "vocab.json", "merges.txt")
+    tokenizer.model_max_length = config.max_position_embeddings
+    if open_clip and tokenizer.convert_tokens_to_ids("!") == 0:
+        tokenizer.pad_token = "!"  # noqa: S105  # OpenCLIP pads with id 0, whatever it stands for
+    return tokenizer
+
+
+def _clip_pair_part(shapes: recognise.Shapes, target: Target) -> Part:
+    first = recognise.clip_config(recognise.below(PAIR_CLIP, shapes))
+    second = recognise.open_clip_config(recognise.below(PAIR_OPEN_CLIP, shapes), whole=True)
+    _, wanted = _on_meta(lambda: CLIPTextModel(first))
+    _, wanted_2 = _on_meta(lambda: CLIPTextModelWithProjection(second))
+    sources = {
+        "text_encoder": key_maps.with_prefix(PAIR_CLIP, key_maps.clip_sources(wanted)),
+        "text_encoder_2": key_maps.with_prefix(PAIR_OPEN_CLIP, key_maps.open_clip_sources(wanted_2)),
+    }
+
+    def build(tensors: dict[str, LazyTensor]) -> nn.Module:
+        own, own_2 = ({key: tensors[f"{part}.{key}"] for key in keys} for part, keys in sources.items())
+        tokenizers = Tokenizers(_clip_tokenizer(False, first, target), _clip_tokenizer(True, second, target))
+        return TextPairEncoder(
+            tokenizers,
+            clip_of_tensors(CLIPTextModel, first, own, target.path, target.dtype, tokenizers.first),
+            clip_of_tensors(CLIPTextModelWithProjection, second, own_2, target.path, target.dtype, tokenizers.second),
+        )
+
+    return Part({f"{part}.{key}": source for part, keys in sources.items() for key, source in keys.items()}, build)
 
 
 def _bert_part(layout: bool, config: BertConfig, target: Target) -> Part:

@@ -20,7 +20,8 @@ GROUPS = 32  # of every norm over feature maps
 
 class UNetStructure(NamedTuple):
     """`attention` per level, `middle` for the block in the middle: of what kind, if any. `depths` per level: how many
-    transformer blocks. `only_cross` per level: whether what would be self-attention reads the context."""
+    transformer blocks. `only_cross` per level: whether what would be self-attention reads the context. `added`: the
+    width of what is embedded beside the timestep."""
 
     in_channels: int
     out_channels: int
@@ -35,6 +36,7 @@ class UNetStructure(NamedTuple):
     updown: bool
     scale_shift: bool
     classes: int | None
+    added: int | None
 
 
 def below(prefix: str, shapes: Shapes) -> dict[str, tuple[int, ...]]:
@@ -88,6 +90,7 @@ def _unet_structure(shapes: Shapes) -> UNetStructure:
         updown=any(f"output_blocks.{k}.{n}.in_layers.0.weight" in shapes for k in ends for n in "12"),
         scale_shift=embedding[0] == 2 * widths[0],
         classes=shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None,
+        added=shapes["label_emb.0.0.weight"][1] if "label_emb.0.0.weight" in shapes else None,
     )
 
 
@@ -157,18 +160,28 @@ def clip_config(shapes: Shapes) -> CLIPTextConfig:
     )
 
 
-def open_clip_config(shapes: Shapes) -> CLIPTextConfig:
-    """Of the keys below `cond_stage_model.model.`, less the last layer: SD 2 reads what the one before it gives."""
+def open_clip_config(shapes: Shapes, *, whole: bool = False) -> CLIPTextConfig:
+    """Of the keys below `cond_stage_model.model.`, less the last layer: SD 2 reads what the one before it gives. SDXL
+    needs the `whole` of it, with its projection."""
     return _clip(
         shapes["token_embedding.weight"],
         positions=shapes["positional_embedding"][0],
-        layers=count("transformer.resblocks.", shapes) - 1,
+        layers=count("transformer.resblocks.", shapes) - (not whole),
         inner=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
         hidden_act="gelu",
+        projection=shapes["text_projection"][1] if whole else None,
     )
 
 
-def _clip(tokens: tuple[int, ...], *, positions: int, layers: int, inner: int, hidden_act: str) -> CLIPTextConfig:
+def _clip(
+    tokens: tuple[int, ...],
+    *,
+    positions: int,
+    layers: int,
+    inner: int,
+    hidden_act: str,
+    projection: int | None = None,
+) -> CLIPTextConfig:
     vocabulary, width = tokens
     special: dict[str, Any] = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
     return CLIPTextConfig(
@@ -179,7 +192,7 @@ def _clip(tokens: tuple[int, ...], *, positions: int, layers: int, inner: int, h
         num_attention_heads=width // CLIP_WIDTH_OF_HEAD,
         max_position_embeddings=positions,
         hidden_act=hidden_act,
-        projection_dim=width,
+        projection_dim=projection or width,
         **special,
     )
 

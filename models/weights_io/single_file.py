@@ -1,4 +1,4 @@
-"""A single file in the original layout (CompVis/latent-diffusion, Stable Diffusion 1 and 2): recognise, map, load."""
+"""A single file in the original layout (latent-diffusion, Stable Diffusion 1, 2 and XL): recognise, map, load."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from models.weights_io.tensors import LazyTensor, WeightsError, check_keys
 _IGNORED: Final = re.compile(
     r"betas|alphas_cumprod(_prev)?|sqrt_.*|log_one_minus_.*|posterior_.*|logvar|lvlb_weights|scale_factor"
     r"|model_ema\..*|first_stage_model\.(loss|model_ema)\..*|low_scale_model\..*|.*\.position_ids"
+    r"|conditioner\.embedders\.1\.model\.(logit_scale|attn_mask)|denoiser\..*"
     r"|cond_stage_model\.transformer\.to_logits\..*|cond_stage_model\.(model\.)?(text_projection|logit_scale|attn_mask)"
 )
 
@@ -50,8 +51,6 @@ class Recognised(NamedTuple):
 def recognised(tensors: Mapping[str, LazyTensor], path: Path) -> Recognised:
     """Raises WeightsError for a file that holds no whole model, UnsupportedStructure for one of another kind."""
     shapes = _shapes(tensors)
-    if any(key.startswith("conditioner.") for key in shapes):
-        raise UnsupportedStructure(f"{path} is laid out as SDXL's files, which are not supported")
     for prefix, part in ((UNET, "UNet"), (AUTOENCODER, "autoencoder")):
         if not any(key.startswith(prefix) for key in shapes):
             raise WeightsError(
@@ -61,6 +60,10 @@ def recognised(tensors: Mapping[str, LazyTensor], path: Path) -> Recognised:
     structure = recognise.unet_structure(recognise.below(UNET, shapes))
     codebook = f"{AUTOENCODER}quantize.embedding.weight" in shapes
     kind = original.conditioner_kind(shapes, codebook)
+    if kind != "clip_pair" and any(key.startswith(original.PAIR) for key in shapes):
+        raise UnsupportedStructure(
+            f"{path} is laid out as SDXL's files, but has not both text encoders of the base model; expected that model"
+        )
     family = family_of(Signs(kind, structure.in_channels, structure.out_channels, codebook))
     return Recognised(family, kind, structure, any(key.startswith("model_ema.diffusion_model") for key in shapes))
 

@@ -17,6 +17,9 @@ from tests.models.original_unet import UNetModel
 from tests.models.small import write_tokenizer
 
 CONTEXT: Final = 64
+POOLED: Final = 48
+SINUSOIDS: Final = 256
+"""Of each of SDXL's six sizes, whatever the UNet's width."""
 VOCABULARY: Final = 58  # of `write_tokenizer`
 LENGTH: Final = 12
 WORDS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "##dog")
@@ -47,6 +50,12 @@ def clip() -> nn.Module:
 
 def open_clip() -> nn.Module:
     return nn.ModuleDict({"model": OpenClip(VOCABULARY, CONTEXT, depth=3, length=LENGTH)})
+
+
+def clip_pair() -> nn.Module:
+    """SDXL's, below `conditioner`."""
+    second = nn.ModuleDict({"model": OpenClip(VOCABULARY, CONTEXT, depth=3, length=LENGTH, projection=POOLED)})
+    return nn.ModuleDict({"embedders": nn.ModuleList([clip(), second])})
 
 
 def bert(vocabulary: int, length: int) -> nn.Module:
@@ -129,6 +138,30 @@ CASES: Final[dict[str, Case]] = {
             "scale": 0.08333,
             "betas": (0.0001, 0.02),
         },
+    ),
+    "sdxl": Case(
+        lambda: UNetModel(
+            (4, 4),
+            64,
+            (1, 2, 4),
+            (2, 4),
+            head_width=64,
+            context=2 * CONTEXT,
+            linear=True,
+            depth=(1, 2, 3),
+            added=POOLED + 6 * SINUSOIDS,
+        ),
+        conditioner=clip_pair,
+        pipeline="StableDiffusionXLPipeline",
+        **{**_SD, "scale": 0.13025},
+    ),
+    "sdxl inpainting": Case(
+        lambda: UNetModel(
+            (9, 4), 64, (1, 2), (2,), context=2 * CONTEXT, linear=True, added=POOLED + 6 * SINUSOIDS, head_width=64
+        ),
+        conditioner=clip_pair,
+        pipeline="StableDiffusionXLInpaintPipeline",
+        **{**_SD, "scale": 0.13025},
     ),
     "text2im": Case(
         unet((4, 4), (1, 2, 4, 4), (1, 2, 4), **_HEADS),
@@ -232,7 +265,8 @@ def make(name: str) -> Original:
             if isinstance(child, nn.GroupNorm | nn.LayerNorm):
                 nn.init.normal_(child.weight, 1.0, 0.2)
                 nn.init.normal_(child.bias, 0.0, 0.2)
-    parts = {"model.diffusion_model": unet, "first_stage_model": first_stage, "cond_stage_model": conditioner}
+    beside = "conditioner" if case.conditioner is clip_pair else "cond_stage_model"
+    parts = {"model.diffusion_model": unet, "first_stage_model": first_stage, beside: conditioner}
     if name == "inpainting big":
         parts["cond_stage_model"] = first_stage
     tensors = {
@@ -245,6 +279,9 @@ def make(name: str) -> Original:
         tensors[buffer] = torch.ones(1000)
     tensors["first_stage_model.loss.discriminator.main.0.weight"] = torch.ones(2, 2)
     tensors["first_stage_model.loss.logvar"] = torch.ones(())
+    if case.conditioner is clip_pair:
+        tensors["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
+        tensors["denoiser.sigmas"] = torch.ones(1000)
     if case.conditioner is clip:
         tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
     if name == "sd x4":

@@ -244,20 +244,29 @@ class OpenClipBlock(nn.Module):
 
 
 class OpenClip(nn.Module):
-    """Its text half; Stable Diffusion 2 reads what the last block but one gives, after the final norm."""
+    """Its text half; Stable Diffusion 2 reads what the last block but one gives, after the final norm, SDXL before it,
+    and the projection of the text's end, whose token has the largest id."""
 
-    def __init__(self, vocabulary: int, width: int, depth: int, length: int) -> None:
+    def __init__(self, vocabulary: int, width: int, depth: int, length: int, projection: int | None = None) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.positional_embedding = nn.Parameter(0.1 * torch.randn(length, width))
         self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(OpenClipBlock(width) for _ in range(depth))})
         self.ln_final = nn.LayerNorm(width)
-        self.text_projection = nn.Parameter(torch.randn(width, width))
+        self.text_projection = nn.Parameter(torch.randn(width, projection or width))
         self.logit_scale = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.token_embedding(ids) + self.positional_embedding
+    def penultimate(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.token_embedding(ids) + self.positional_embedding
         for block in list(self.transformer["resblocks"].children())[:-1]:
             x = block(x)
-        out: Tensor = self.ln_final(x)
+        return x
+
+    def pooled(self, ids: Tensor) -> Tensor:
+        *_, last = self.transformer["resblocks"].children()
+        ends: Tensor = self.ln_final(last(self.penultimate(ids)))[torch.arange(len(ids)), ids.argmax(-1)]
+        return ends @ self.text_projection
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.ln_final(self.penultimate(ids))
         return out

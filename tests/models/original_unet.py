@@ -165,7 +165,8 @@ class Upsample(nn.Module):
 
 class UNetModel(nn.Module):
     """`attention` holds the factors of downsampling that have it; `only_cross` has one entry per level. `heads` is
-    their number, else `head_width` their width. A `context` makes transformers of attention."""
+    their number, else `head_width` their width. A `context` makes transformers of attention, `depth` blocks deep, one
+    number or one per level. With `added`, a vector of this width is embedded beside the timestep."""
 
     def __init__(
         self,
@@ -177,26 +178,30 @@ class UNetModel(nn.Module):
         heads: int | None = None,
         head_width: int = 32,
         context: int | None = None,
-        depth: int = 1,
+        depth: int | tuple[int, ...] = 1,
         linear: bool = False,
         only_cross: tuple[bool, ...] | None = None,
         updown: bool = False,
         scale_shift: bool = False,
         classes: int | None = None,
+        added: int | None = None,
         layers: int = 1,
     ) -> None:
         super().__init__()
+        depths = depth if isinstance(depth, tuple) else (depth,) * len(multiples)
         self.base, emb = base, 4 * base
         self.time_embed = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
         if classes is not None:
-            self.label_emb = nn.Embedding(classes, emb)
+            self.label_emb: nn.Module = nn.Embedding(classes, emb)
+        if added is not None:
+            self.label_emb = nn.Sequential(nn.Sequential(nn.Linear(added, emb), nn.SiLU(), nn.Linear(emb, emb)))
 
         def attend(width: int, level: int) -> nn.Module:
             number = heads or width // head_width
             if context is None:
                 return AttentionBlock(width, number)
             crosses = only_cross is not None and only_cross[level]
-            return SpatialTransformer(width, context, number, depth, linear, crosses)
+            return SpatialTransformer(width, context, number, depths[level], linear, crosses)
 
         last = len(multiples) - 1
         self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(channels[0], base, 3, padding=1)])])
@@ -217,7 +222,7 @@ class UNetModel(nn.Module):
         # The x4 upscaler's middle has self-attention, whatever its levels have.
         middle = AttentionBlock(width, heads or width // head_width) if context is None else None
         middle_attention = middle or SpatialTransformer(
-            width, context or 0, heads or width // head_width, depth, linear, only_cross=False
+            width, context or 0, heads or width // head_width, depths[-1], linear, only_cross=False
         )
         ends = [ResBlock(width, emb, width, scale_shift) for _ in range(2)]
         self.middle_block = nn.ModuleList([ends[0], middle_attention, ends[1]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,27 @@ import torch
 from torch import Tensor
 
 from models.class_label import ClassEncoder
+from models.conditioning import Encoded
 from models.config import UnsupportedStructure
 from models.latent_diffusion import LatentDiffusion
 from models.text import TextConditioner, TextEncoder
+from models.text_pair import TextPairEncoder
 from models.weights_io.files import Reading
 from models.weights_io.folder import save_folder
 from models.weights_io.load import load_parts
 from models.weights_io.single_file import Told
 from models.weights_io.tensors import WeightsError
 from tests.models import original_files
-from tests.models.original_files import CASES, CONTEXT, Original, token_ids, tokenizer_of, write, write_tokenizers
+from tests.models.original_files import (
+    CASES,
+    CONTEXT,
+    SINUSOIDS,
+    Original,
+    token_ids,
+    tokenizer_of,
+    write,
+    write_tokenizers,
+)
 
 convert: Any = importlib.import_module("diffusers.loaders.single_file_utils")
 TOLERANCE = 5e-5
@@ -45,14 +57,47 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
 
+def pair_of(theirs: Any, encoder: TextPairEncoder, prompt: str) -> Encoded:
+    """What SDXL's original modules make of a prompt."""
+    clip, open_clip = theirs["embedders"][0]["transformer"]["text_model"], theirs["embedders"][1]["model"]
+    hidden = clip(token_ids(encoder.tokenizer, prompt, encoder.max_tokens), output_hidden_states=True).hidden_states
+    ids = token_ids(encoder.tokenizer_2, prompt, encoder.max_tokens)
+    return Encoded(torch.cat([hidden[-2], open_clip.penultimate(ids)], dim=-1), open_clip.pooled(ids))
+
+
+def sinusoids(numbers: Tensor) -> Tensor:
+    half = SINUSOIDS // 2
+    angles = numbers[..., None].float() * torch.exp(-math.log(10000) * torch.arange(half) / half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(1)
+
+
+def vectors_of(original: Original, model: LatentDiffusion) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Of two rows: the vector that SDXL's original UNet embeds beside the timestep, and what ours adds for it."""
+    encoder = model.conditioner
+    if not isinstance(encoder, TextPairEncoder):
+        return None, None
+    pooled = pair_of(original.conditioner, encoder, "dog").pooled
+    found = encoder.encode_with_pooled("dog").pooled
+    assert pooled is not None
+    assert found is not None
+    assert_close(found, pooled)
+    sizes = torch.tensor([[128, 64, 0, 0, 128, 64]] * 2)
+    addition = model.addition(found.repeat(2, 1), torch.zeros(1, 4, 128 // 8, 64 // 8))
+    assert addition is not None
+    return torch.cat([pooled.repeat(2, 1), sinusoids(sizes)], dim=-1), addition
+
+
 def context_of(original: Original, model: LatentDiffusion) -> Tensor | None:
     """Also compares what the conditioners make of the same input."""
     encoder = model.conditioner
     if encoder is None or original.conditioner is None:
         return None
     theirs: Any = original.conditioner
-    if isinstance(encoder, ClassEncoder):
-        context: Tensor = theirs["embedding"](torch.tensor([[2]]))
+    if isinstance(encoder, TextPairEncoder):
+        context: Tensor = pair_of(theirs, encoder, "a cat").context
+        ours = encoder.encode("a cat")
+    elif isinstance(encoder, ClassEncoder):
+        context = theirs["embedding"](torch.tensor([[2]]))
         ours = encoder.encode(2)
     elif isinstance(encoder, TextConditioner):
         ids = token_ids(encoder.tokenizer, "a cat", encoder.max_tokens)
@@ -86,9 +131,9 @@ def test_every_family(name: str, tokenizers: Path, tmp_path: Path) -> None:
     x, t = torch.randn(2, model.unet.config.in_channels, 16, 16), torch.tensor([7, 803])
     labels = torch.tensor([20, 3]) if model.unet.config.num_class_embeds is not None else None
     contexts = None if context is None else context.expand(2, -1, -1)
-    theirs = original.unet(x, t, contexts, labels)
-    kv = [] if contexts is None else model.unet.project_context(contexts)
-    assert_close(model.unet.denoise(x, model.unet.embed(t, labels), kv), theirs)
+    vectors, addition = vectors_of(original, model)
+    theirs = original.unet(x, t, contexts, labels if vectors is None else vectors)
+    assert_close(model.unet(x, t, contexts, labels, addition), theirs)
 
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
     latents = original.first_stage.encode(pixels)
@@ -121,7 +166,7 @@ def test_saved_as_a_folder(name: str, tokenizers: Path, tmp_path: Path) -> None:
         assert torch.equal(again.conditioner.token_ids(["a cat"]), model.conditioner.token_ids(["a cat"]))
 
 
-@pytest.mark.parametrize("name", ["sd1", "sd1 inpainting", "sd2", "sd x4"])
+@pytest.mark.parametrize("name", ["sd1", "sd1 inpainting", "sd2", "sd x4", "sdxl"])
 def test_diffusers_converts_to_the_same(name: str, tokenizers: Path, tmp_path: Path) -> None:
     original = make(name)
     model = LatentDiffusion.load(write(original.tensors, tmp_path / "model.safetensors"), None, told(name, tokenizers))
@@ -141,6 +186,18 @@ def test_open_clip_as_diffusers_converts_it(tokenizers: Path, tmp_path: Path) ->
     theirs = convert.convert_open_clip_checkpoint(ours, dict(original.tensors))
     for key, tensor in ours.state_dict().items():
         assert torch.equal(tensor, theirs[f"text_model.{key}"]), key
+
+
+def test_sdxl_text_as_diffusers_converts_it(tokenizers: Path, tmp_path: Path) -> None:
+    original = make("sdxl")
+    model = LatentDiffusion.load(
+        write(original.tensors, tmp_path / "model.safetensors"), None, told("sdxl", tokenizers)
+    )
+    assert isinstance(model.conditioner, TextPairEncoder)
+    ours: Any = model.conditioner.text_encoder_2
+    theirs = convert.convert_open_clip_checkpoint(ours, dict(original.tensors), prefix="conditioner.embedders.1.model.")
+    for key, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, theirs[key]), key
 
 
 def with_average(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
