@@ -23,7 +23,7 @@ def add_lora(
 
     Reads files of diffusers and peft, of older diffusers, and of kohya's scripts. Needs torch.
     """
-    from models.lora import FOLDER, copy_adapter, load_adapter
+    from models.lora_files import FOLDER, copy_adapter, load_adapter
     from models.weights_io.tensors import WeightsError
     from worker.main import ModelFolderError, load
 

@@ -16,7 +16,8 @@ from models.class_label import ClassEncoder
 from models.conditioning import Condition, Conditioner, Encoded
 from models.config import UnsupportedStructure
 from models.layout import LayoutEncoder
-from models.lora import Adapter, Uses, adapted, load_adapters
+from models.lora import Adapter, Uses, adapted
+from models.lora_files import load_adapters
 from models.samplers import advance, guide, put_back
 from models.schedule import NoiseSchedule
 from models.tasks import PictureRequest, Task, finish, prepare

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.latent_diffusion import LatentDiffusion
-from models.lora import text_transformer
+from models.text import TextEncoder
 
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 """Down and up, by module name."""
@@ -22,6 +22,12 @@ EVERYWHERE = (
     r".*(proj_in|proj_out|net\.0\.proj|net\.2|conv\d?|conv_in|conv_out|conv_shortcut|time_emb_proj|linear_\d|to_.*)"
 )
 TEXT = r".*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+
+
+def text_root(model: LatentDiffusion) -> nn.Module:
+    """What adapters name modules of."""
+    assert isinstance(model.conditioner, TextEncoder)
+    return model.conditioner.transformer
 
 
 def random_pairs(
@@ -40,10 +46,17 @@ def random_pairs(
     return pairs
 
 
-def write_peft(path: Path, unet: Pairs, text: Pairs | None = None, alphas: Mapping[str, Any] | None = None) -> None:
+def write_peft(
+    path: Path,
+    unet: Pairs,
+    text: Pairs | None = None,
+    alphas: Mapping[str, Any] | None = None,
+    text_2: Pairs | None = None,
+) -> None:
     """`alphas`: settings as diffusers keeps them in the header, "unet.lora_alpha" for one."""
     tensors = {}
-    for prefix, pairs in (("unet.", unet), ("text_encoder.text_model.", text or {})):
+    parts = {"unet.": unet, "text_encoder.text_model.": text or {}, "text_encoder_2.": text_2 or {}}
+    for prefix, pairs in parts.items():
         for name, (down, up) in pairs.items():
             tensors[f"{prefix}{name}.lora_A.weight"] = down
             tensors[f"{prefix}{name}.lora_B.weight"] = up
@@ -69,9 +82,17 @@ def write_old_diffusers(path: Path, unet: Pairs, text: Pairs | None = None) -> N
     _save(tensors, path, {"format": "pt"})
 
 
-def write_kohya(path: Path, unet: Pairs, text: Pairs | None = None, alpha: float | None = None, te: str = "te") -> None:
+def write_kohya(
+    path: Path,
+    unet: Pairs,
+    text: Pairs | None = None,
+    alpha: float | None = None,
+    te: str = "te",
+    text_2: Pairs | None = None,
+) -> None:
     tensors = {}
-    for prefix, pairs in (("lora_unet_", unet), (f"lora_{te}_text_model_", text or {})):
+    parts = {"lora_unet_": unet, f"lora_{te}_text_model_": text or {}, "lora_te2_": text_2 or {}}
+    for prefix, pairs in parts.items():
         for name, (down, up) in pairs.items():
             stem = prefix + name.replace(".", "_")
             tensors[f"{stem}.lora_down.weight"] = down
@@ -95,6 +116,6 @@ def adapter_of(
     seed: int = 1,
 ) -> Path:
     """A file for UNet and text encoder."""
-    text = random_pairs(text_transformer(model), TEXT, rank, seed + 1000)
+    text = random_pairs(text_root(model), TEXT, rank, seed + 1000)
     write(path, random_pairs(model.unet, pattern, rank, seed), text)
     return path

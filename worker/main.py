@@ -14,7 +14,7 @@ from broker.store import Store
 from contract.card import ModelCard
 from contract.settings import Settings
 from models.latent_diffusion import LatentDiffusion
-from models.lora import FOLDER
+from models.lora_files import FOLDER
 from worker.batch_worker import BatchWorker, ServedModel
 from worker.build import build
 from worker.engine import numerics

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from models.config import ScheduleConfig, UNetConfig
 from models.latent_diffusion import LatentDiffusion
-from models.lora import Adapter, adapted, copy_adapter, load_adapter, load_adapters, merge, text_transformer
+from models.lora import Adapter, adapted, merge
+from models.lora_files import copy_adapter, load_adapter, load_adapters
 from models.tasks import PictureRequest
 from models.text import TextEncoder
 from models.weights_io.tensors import WeightsError
@@ -25,6 +26,7 @@ from tests.adapter_files import (
     TEXT,
     adapter_of,
     random_pairs,
+    text_root,
     write_kohya,
     write_old_diffusers,
     write_peft,
@@ -161,7 +163,7 @@ def test_merged_weights_are_those_that_diffusers_fuses(model: LatentDiffusion, p
 def test_alphas_from_the_header(model: LatentDiffusion, tmp_path: Path) -> None:
     """`lora_alpha` per part, `alpha_pattern` by name and by ending; peft itself reads the patterns alike."""
     unet = random_pairs(model.unet, r".*attn1\.to_(q|k)|conv_in", 3, 1)
-    write_peft(tmp_path / "a.safetensors", unet, random_pairs(text_transformer(model), TEXT, 3, 2), ALPHAS)
+    write_peft(tmp_path / "a.safetensors", unet, random_pairs(text_root(model), TEXT, 3, 2), ALPHAS)
     adapter = load_adapter(tmp_path / "a.safetensors", model)
     scales = {name.rpartition(".")[2]: low_rank.scale for name, low_rank in adapter.unet.items()}
     assert scales == {"to_q": 0.5, "to_k": 2.0, "conv_in": 4 / 3}
@@ -208,7 +210,7 @@ def test_file_of_peft_itself(text_model: LatentDiffusion, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("prefix", ["", "text_model."], ids=["bare", "wrapped"])
 def test_text_encoder_with_and_without_its_wrapper(text_model: LatentDiffusion, tmp_path: Path, prefix: str) -> None:
-    pairs = random_pairs(text_transformer(text_model), TEXT, 2, 1)
+    pairs = random_pairs(text_root(text_model), TEXT, 2, 1)
     old = {"q_proj": "to_q_lora", "k_proj": "to_k_lora", "v_proj": "to_v_lora", "out_proj": "to_out_lora"}
     tensors: dict[str, Tensor] = {}
     for name, (down, up) in pairs.items():
@@ -217,7 +219,7 @@ def test_text_encoder_with_and_without_its_wrapper(text_model: LatentDiffusion, 
         tensors |= {f"{stem}.down.weight": down, f"{stem}.up.weight": up}
     save_file(tensors, tmp_path / "a.safetensors")
     adapter = load_adapter(tmp_path / "a.safetensors", text_model)
-    assert adapter.text.keys() == pairs.keys()
+    assert adapter.text.keys() == {f"transformer.{name}" for name in pairs}
     assert not adapter.unet
 
 

@@ -16,7 +16,7 @@ from contract.errors import ErrorCode
 from contract.settings import Settings
 from contract.spec import JobSpec
 from models.latent_diffusion import LatentDiffusion
-from models.lora import FOLDER, load_adapters
+from models.lora_files import FOLDER, load_adapters
 from models.tasks import PictureRequest
 from models.weights_io.tensors import WeightsError
 from tests.adapter_files import adapter_of, write_kohya, write_peft

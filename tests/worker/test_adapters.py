@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from models.latent_diffusion import LatentDiffusion
-from models.lora import FOLDER, load_adapters, text_transformer
+from models.lora_files import FOLDER, load_adapters
 from models.tasks import PictureRequest
-from tests.adapter_files import ATTENTION, EVERYWHERE, TEXT, random_pairs, write_kohya, write_peft
+from tests.adapter_files import ATTENTION, EVERYWHERE, TEXT, random_pairs, text_root, write_kohya, write_peft
 from tests.tiny_models import BASE, UPSCALER
 from worker.engine import adapters, runner
 from worker.engine.bank import Bank
@@ -53,7 +53,7 @@ def models_with(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Mod
 def with_adapters(model: LatentDiffusion, folder: Path) -> LatentDiffusion:
     loras = folder / FOLDER
     pairs = functools.partial(random_pairs, model.unet, gain=0.4)
-    text = random_pairs(text_transformer(model), TEXT, 4, 9)
+    text = random_pairs(text_root(model), TEXT, 4, 9)
     write_peft(loras / "attention.safetensors", pairs(ATTENTION, 5, 1), text, {"unet.lora_alpha": 4})
     write_kohya(loras / "everywhere.safetensors", pairs(EVERYWHERE, 3, 2), alpha=2.0)
     write_peft(loras / "wide.safetensors", pairs(ATTENTION, 9, 3))
