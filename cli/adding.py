@@ -1,6 +1,7 @@
 """From a model as it was published to a folder that workers serve."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,14 @@ def described(
     return card_of(model, name, f"{kind} from {source.name}", usual)
 
 
+def opened(source: Path, told: Told) -> tuple[ModelCard, LatentDiffusion]:
+    """A model that is not among this machine's, with a card of its own. Raises WeightsError or UnsupportedStructure."""
+    model = LatentDiffusion.load(source, None, told)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem if source.is_file() else source.resolve().name).strip("-._")
+    card = described(source, name[:100] or "model", model, examine(source) if source.is_file() else None)
+    return ModelCard.model_validate({**card.model_dump(), "loras": tuple(model.adapters)}), model
+
+
 def _plain(card: ModelCard) -> dict[str, Any]:
     """What the card says beyond its defaults."""
     return card.model_dump(mode="json", exclude_defaults=True)
@@ -106,6 +115,6 @@ def _facts_of_file(source: Path) -> dict[str, str]:
     }
     if family.other is not None:
         told["prediction"] += f" assumed; {family.other.models}: --prediction-type {family.other.prediction_type}"
-    if known.conditioner in ("clip", "open_clip", "bert"):
+    if known.conditioner in ("clip", "open_clip", "clip_pair", "bert"):
         told["needs"] = "a tokenizer beside it, or --tokenizer"
     return told

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -16,21 +16,6 @@ from cli.registry import RegistryError, registered
 from cli.registry import remove as remove_folder
 
 app = typer.Typer(no_args_is_help=True, help="The models of this machine, and those of a server.")
-
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
-Tokenizer = Annotated[
-    Path | None,
-    typer.Option(
-        "--tokenizer",
-        help="Folder of the tokenizer's files, which no single file holds. \\[default: beside the file]",
-        exists=True,
-        file_okay=False,
-    ),
-]
-Prediction = Annotated[
-    PredictionType | None,
-    typer.Option("--prediction-type", help="What the UNet of a single file predicts, where its keys cannot tell."),
-]
 
 
 @contextmanager
@@ -56,8 +41,8 @@ def add(
         typer.Argument(help="A diffusers folder, or a .safetensors or .ckpt file in the original layout.", exists=True),
     ],
     name: Annotated[str, typer.Option("--name", help="What requests will call it.")],
-    tokenizer: Tokenizer = None,
-    prediction_type: Prediction = None,
+    tokenizer: options.Tokenizer = None,
+    prediction_type: options.Prediction = None,
     ema: Annotated[
         bool | None,
         typer.Option("--ema/--no-ema", help="Averaged weights or the last. \\[default: as the model's own scripts]"),

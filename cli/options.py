@@ -1,7 +1,7 @@
 """Command-line options that several commands share, each declared once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,21 @@ ModelDir = Annotated[
     Path, typer.Option("--model-dir", envvar="DARKROOM_MODEL_DIR", help="Folder with one folder per model.")
 ]
 DEFAULT_MODEL_DIR = Path("weights")
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        help="Folder of the tokenizer's files, which no single file holds. \\[default: beside the file]",
+        exists=True,
+        file_okay=False,
+    ),
+]
+Prediction = Annotated[
+    PredictionType | None,
+    typer.Option("--prediction-type", help="What the UNet of a single file predicts, where its keys cannot tell."),
+]
 
 Prompt = Annotated[
     str,

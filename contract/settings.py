@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     batching: Literal["exact", "fast"] = Field(
         default="exact", description="exact: a seed gives the same picture in any company; fast: what is fastest"
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="numbers that models compute with; auto: as calibrated for model and device"
     )
     worker_slots: int = Field(default=8, ge=1, le=256, description="pictures that share one forward pass at most")
