@@ -13,6 +13,8 @@ from models.config import AutoencoderConfig, UNetConfig
 CONTEXT: Final = 16
 POOLED: Final = 10
 """Width of SDXL's pooled text."""
+SIZES: Final = (64, 48, 0, 0, 64, 48)
+"""Of a picture, as SDXL's UNet is told them."""
 
 
 def _text(base: int, multiples: tuple[int, ...], attention: Iterable[int], **options: Any) -> UNetConfig:
@@ -97,6 +99,7 @@ UNETS: Final[dict[str, UNetConfig]] = {
         only_cross_attention=(True, True, True, False),
         num_class_embeds=1000,
     ),
+    "sdxl": SDXL,
     "depths per level": dataclasses.replace(_SD2, transformer_layers_per_block=(1, 2, 3, 1)),
     "scale_shift without norm in the middle": _plain(
         4, (1, 2), (1,), attention_head_dim=None, resnet_time_scale_shift="scale_shift"

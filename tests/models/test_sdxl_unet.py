@@ -1,19 +1,15 @@
-"""SDXL's UNet (Podell et al. 2023), whose rows differ in their embedding, against diffusers'."""
+"""What SDXL's UNet (Podell et al. 2023) embeds beside the timestep, and its published structure."""
 
 import dataclasses
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from models.config import UNetConfig, UnsupportedStructure
 from models.unet import UNet
-from tests.models.small import diffusers, randomise, theirs
-from tests.models.structures import CONTEXT, POOLED, SDXL, UNETS
-from worker.engine.tuning import Dtype, TunedUNet, Tuning, Workshop, candidates
-
-TOLERANCE = 5e-5
+from tests.models.small import diffusers, randomise
+from tests.models.structures import POOLED, SDXL, SIZES, UNETS
 
 PUBLISHED: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel",
@@ -42,58 +38,8 @@ def unet() -> UNet:
     return unet
 
 
-def inputs(rows: int = 2, k: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x, t of `rows`, context, pooled and sizes of k * rows."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, 4, 13, 10, generator=generator)
-    t = torch.tensor([981, 3, 500])[:rows]
-    context = torch.randn(k * rows, 6, CONTEXT, generator=generator)
-    pooled = torch.randn(k * rows, POOLED, generator=generator)
-    sizes = torch.randint(0, 1025, (k * rows, 6), generator=generator)
-    return x, t, context, pooled, sizes
-
-
-def expected_of(unet: UNet, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, sizes: Tensor) -> Tensor:
-    k = len(context) // len(x)
-    added = {"text_embeds": pooled, "time_ids": sizes}
-    with torch.no_grad():
-        out: Tensor = theirs(unet)(x.repeat(k, 1, 1, 1), t.repeat(k), context, added_cond_kwargs=added).sample
-    assert out.std() > 0.1
-    return out
-
-
-@pytest.mark.parametrize("k", [1, 2])
-def test_forward_is_that_of_diffusers(unet: UNet, k: int) -> None:
-    x, t, context, pooled, sizes = inputs(k=k)
-    found = unet(x, t, context, addition=unet.embed_addition(pooled, sizes))
-    torch.testing.assert_close(found, expected_of(unet, x, t, context, pooled, sizes), rtol=0, atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("tuning", candidates(torch.device("cpu"), "float32"), ids=str)
-def test_tuned_forward_is_that_of_diffusers(unet: UNet, tuning: Tuning) -> None:
-    x, t, context, pooled, sizes = inputs()
-    with torch.inference_mode():
-        tuned = TunedUNet(unet, Workshop(tuning)).eval()
-        found = tuned(x, t, context, addition=tuned.embed_addition(pooled, sizes))
-    torch.testing.assert_close(found, expected_of(unet, x, t, context, pooled, sizes), rtol=0, atol=TOLERANCE)
-
-
-@pytest.mark.parametrize(("dtype", "far"), [("bfloat16", 0.05), ("float16", 0.01)])
-def test_half_precision_is_near(dtype: Dtype, far: float) -> None:
-    unet = UNet(SDXL)
-    randomise(unet)
-    x, t, context, pooled, sizes = inputs()
-    expected = expected_of(unet, x, t, context, pooled, sizes)
-    with torch.inference_mode():
-        half = TunedUNet(unet, Workshop(Tuning(dtype))).eval()
-        of_type = Tuning(dtype).torch_dtype
-        found = half(x.to(of_type), t, context.to(of_type), addition=half.embed_addition(pooled.to(of_type), sizes))
-    assert found.dtype == of_type
-    assert (found.float() - expected).norm() / expected.norm() < far
-
-
 def test_pooled_text_and_every_size_count(unet: UNet) -> None:
-    *_, pooled, sizes = inputs(1, 1)
+    pooled, sizes = torch.randn(1, POOLED), torch.tensor([SIZES])
     before = unet.embed_addition(pooled, sizes)
     for place in range(6):
         other = sizes.clone()
@@ -103,7 +49,7 @@ def test_pooled_text_and_every_size_count(unet: UNet) -> None:
 
 
 def test_an_addition_goes_with_its_embedding(unet: UNet) -> None:
-    *_, pooled, sizes = inputs()
+    pooled, sizes = torch.randn(1, POOLED), torch.tensor([SIZES])
     with pytest.raises(ValueError, match="addition: this UNet expects one per row"):
         unet.embed(torch.tensor([5]))
     plain = UNet(UNETS["sd1"])

@@ -16,7 +16,7 @@ from models.attention import (
 from models.config import UNetConfig
 from models.unet import UNet
 from tests.models.small import UNET, randomise, theirs
-from tests.models.structures import CONTEXT, UNETS
+from tests.models.structures import CONTEXT, SIZES, UNETS
 
 every_structure = pytest.mark.parametrize("name", UNETS)
 TOLERANCE = 5e-5
@@ -33,22 +33,30 @@ def unet_of(changes: dict[str, Any]) -> UNet:
 
 
 def inputs(config: UNetConfig, size: tuple[int, int], rows: int = 2, k: int = 1) -> tuple[Tensor, ...]:
-    """x, t, context of k * rows or empty, labels or empty."""
+    """x, t, context of k * rows or empty, labels or empty, pooled text of k * rows or empty."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, config.in_channels, *size, generator=generator)
     t = torch.tensor([981, 3, 500])[:rows]
     context = torch.randn(k * rows, 6, config.context_width, generator=generator)
     labels = torch.tensor([4, 1, 0])[: rows if config.num_class_embeds is not None else 0]
-    return x, t, context, labels
+    pooled = torch.randn(k * rows, config.pooled_width, generator=generator)
+    return x, t, context, labels, pooled
 
 
-def forward(unet: UNet, x: Tensor, t: Tensor, context: Tensor, labels: Tensor) -> Tensor:
-    return unet(x, t, context if context.numel() else None, labels if len(labels) else None)  # type: ignore[no-any-return]
+def addition(unet: UNet, pooled: Tensor) -> Tensor | None:
+    return unet.embed_addition(pooled, torch.tensor([SIZES] * len(pooled))) if pooled.numel() else None
 
 
-def expected_of(unet: UNet, x: Tensor, t: Tensor, context: Tensor, labels: Tensor) -> Tensor:
+def forward(unet: UNet, x: Tensor, t: Tensor, context: Tensor, labels: Tensor, pooled: Tensor) -> Tensor:
+    given = (context if context.numel() else None, labels if len(labels) else None, addition(unet, pooled))
+    return unet(x, t, *given)  # type: ignore[no-any-return]
+
+
+def expected_of(unet: UNet, x: Tensor, t: Tensor, context: Tensor, labels: Tensor, pooled: Tensor) -> Tensor:
     oracle = theirs(unet)
-    more = {"encoder_hidden_states": context} if context.numel() else {}
+    more: dict[str, Any] = {"encoder_hidden_states": context} if context.numel() else {}
+    if pooled.numel():
+        more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.tensor([SIZES] * len(pooled))}
     with torch.no_grad():
         out: Tensor = oracle(x, t, class_labels=labels if len(labels) else None, **more).sample
     assert out.std() > 0.1
@@ -107,20 +115,22 @@ def test_guided_rows_share_what_comes_before_the_text(name: str) -> None:
     """`denoise` of P rows with [unconditional P | conditional P] keys equals the forward of the doubled batch; without
     text there is nothing to guide, and P rows stay P."""
     unet = random_unet(UNETS[name])
-    x, t, context, labels = inputs(unet.config, (16, 16), rows=3, k=2)
-    emb = unet.embed(t, labels if len(labels) else None)
+    x, t, context, labels, pooled = inputs(unet.config, (16, 16), rows=3, k=2)
+    emb = unet.embed(t, labels if len(labels) else None, addition(unet, pooled))
     if not context.numel():
         assert unet.project_context(context) == []
-        torch.testing.assert_close(unet.denoise(x, emb, []), forward(unet, x, t, context, labels), rtol=0, atol=0)
+        torch.testing.assert_close(
+            unet.denoise(x, emb, []), forward(unet, x, t, context, labels, pooled), rtol=0, atol=0
+        )
         return
     shared = unet.denoise(x, emb, unet.project_context(context))
-    doubled = forward(unet, x.repeat(2, 1, 1, 1), t.repeat(2), context, labels.repeat(2))
+    doubled = forward(unet, x.repeat(2, 1, 1, 1), t.repeat(2), context, labels.repeat(2), pooled)
     assert shared.shape[0] == 6
     assert (shared[:3] - shared[3:]).abs().max() > 1e-3
     torch.testing.assert_close(shared, doubled, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["sd1", "sd_x4", "churches"])
+@pytest.mark.parametrize("name", ["sd1", "sd_x4", "sdxl", "churches"])
 def test_rows_do_not_see_each_other(name: str) -> None:
     unet = random_unet(UNETS[name])
     given = inputs(unet.config, (16, 16), rows=3)

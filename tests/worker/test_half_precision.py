@@ -13,7 +13,7 @@ from models.latent_diffusion import LatentDiffusion
 from models.schedule import NoiseSchedule
 from models.unet import UNet
 from tests.models.small import randomise
-from tests.models.structures import AUTOENCODERS, UNETS
+from tests.models.structures import AUTOENCODERS, SIZES, UNETS
 from worker.engine.tuning import Dtype, TunedUNet, Tuning, Workshop, tune
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -38,9 +38,12 @@ def test_unets(name: str, dtype: Dtype, device: str) -> None:
     x, t = torch.randn(2, config.in_channels, 16, 16), torch.tensor([1, 999])
     labels = None if config.num_class_embeds is None else torch.tensor([3, 20])
     context = None if config.cross_attention_dim is None else torch.randn(4, 7, config.cross_attention_dim)
-    expected = plain(x, t, context, labels)
+    sizes = torch.tensor([SIZES] * 4)
+    pooled = torch.randn(4, config.pooled_width) if config.pooled_width else None
+    expected = plain(x, t, context, labels, None if pooled is None else plain.embed_addition(pooled, sizes))
     torch_dtype = Tuning(dtype).torch_dtype
-    emb = half.embed(t.to(device), None if labels is None else labels.to(device))
+    added = None if pooled is None else half.embed_addition(pooled.to(device, torch_dtype), sizes.to(device))
+    emb = half.embed(t.to(device), None if labels is None else labels.to(device), added)
     kv = [] if context is None else half.project_context(context.to(device, torch_dtype))
     assert distance(half.denoise(x.to(device, torch_dtype), emb, kv), expected) < FAR[dtype]
 

@@ -1,5 +1,7 @@
 """The tuned form of every published structure against diffusers, and against the plain form for guided rows."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,13 +9,13 @@ from torch import Tensor
 from models.autoencoder import Autoencoder
 from models.unet import UNet
 from tests.models.small import randomise, theirs
-from tests.models.structures import AUTOENCODERS, CONTEXT, UNETS
+from tests.models.structures import AUTOENCODERS, CONTEXT, SIZES, UNETS
 from worker.engine.tuned_layers import pack_at_next_call
 from worker.engine.tuning import TunedUNet, Tuning, Workshop, candidates
 
 TOLERANCE = 5e-5
 FP32 = [one for one in candidates(torch.device("cpu"), "float32") if one.packed == (one.attention == "fused")]
-UNLIKE = ["sd2_v", "sd_x4", "churches", "inpainting_big", "semantic"]
+UNLIKE = ["sd2_v", "sd_x4", "sdxl", "churches", "inpainting_big", "semantic"]
 """One structure of each kind."""
 
 
@@ -35,18 +37,28 @@ def tuned_autoencoder(plain: Autoencoder, tuning: Tuning) -> Autoencoder:
     return tuned
 
 
-def inputs(unet: UNet, k: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """x, t, context of k * 2 rows, labels if the structure has them."""
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def inputs(unet: UNet, k: int = 1) -> Inputs:
+    """x, t, context of k * 2 rows; labels and pooled text of k * 2 rows if the structure has them."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, unet.config.in_channels, *unet.config.size, generator=generator)
     context = torch.randn(2 * k, 6, CONTEXT, generator=generator)
     labels = None if unet.class_embedding is None else torch.tensor([999, 20])
-    return x, torch.tensor([981, 3]), context, labels
+    pooled = torch.randn(2 * k, unet.config.pooled_width, generator=generator)
+    return x, torch.tensor([981, 3]), context, labels, pooled if pooled.numel() else None
 
 
-def denoise(unet: UNet, x: Tensor, t: Tensor, context: Tensor, labels: Tensor | None) -> Tensor:
+def sizes(pooled: Tensor) -> Tensor:
+    return torch.tensor([SIZES] * len(pooled))
+
+
+def denoise(unet: UNet, x: Tensor, t: Tensor, context: Tensor, labels: Tensor | None, pooled: Tensor | None) -> Tensor:
     with torch.inference_mode():
-        emb = unet.embed(t, labels)
+        # Row by row: the engine, too, makes it for every picture apart.
+        added = [] if pooled is None else [unet.embed_addition(row, sizes(row)) for row in torch.split(pooled, 1)]
+        emb = unet.embed(t, labels, torch.cat(added) if added else None)
         kv = unet.project_context(context.to(emb.dtype)) if unet.config.cross_attention_dim is not None else []
         return unet.denoise(x.to(emb.dtype), emb, kv)
 
@@ -56,12 +68,14 @@ def denoise(unet: UNet, x: Tensor, t: Tensor, context: Tensor, labels: Tensor | 
 def test_unets(name: str, tuning: Tuning) -> None:
     plain = unet_of(name)
     tuned = TunedUNet(plain, Workshop(tuning))
-    x, t, context, labels = inputs(plain)
-    text = {} if plain.config.cross_attention_dim is None else {"encoder_hidden_states": context}
+    x, t, context, labels, pooled = given = inputs(plain)
+    more: dict[str, Any] = {} if plain.config.cross_attention_dim is None else {"encoder_hidden_states": context}
+    if pooled is not None:
+        more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes(pooled)}
     with torch.no_grad():
-        expected = theirs(plain)(x, t, class_labels=labels, **text).sample
+        expected = theirs(plain)(x, t, class_labels=labels, **more).sample
     pack_at_next_call(tuned)
-    torch.testing.assert_close(denoise(tuned, x, t, context, labels), expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(denoise(tuned, *given), expected, rtol=0, atol=TOLERANCE)
     guided = inputs(plain, k=2)
     found, expected = denoise(tuned, *guided), denoise(plain, *guided)
     assert found.shape[0] == (2 if plain.config.cross_attention_dim is None else 4)
@@ -71,9 +85,8 @@ def test_unets(name: str, tuning: Tuning) -> None:
 @pytest.mark.parametrize("name", UNLIKE)
 def test_rows_of_one_batch_are_equal_to_the_bit(name: str) -> None:
     tuned = TunedUNet(unet_of(name), Workshop(FP32[0]))
-    x, t, context, labels = inputs(tuned)
-    twice = (x[:1].repeat(2, 1, 1, 1), t[:1].repeat(2), context[:1].repeat(2, 1, 1))
-    found = denoise(tuned, *twice, None if labels is None else labels[:1].repeat(2))
+    first: Any = [None if one is None else torch.cat([one[:1]] * 2) for one in inputs(tuned)]
+    found = denoise(tuned, *first)
     assert torch.equal(found[0], found[1])
 
 
@@ -109,9 +122,9 @@ def test_codes_are_searched_in_fp32_whatever_the_decoder_runs_in() -> None:
 def test_sizes_not_packed_for_are_right_too() -> None:
     plain = unet_of("churches")
     tuned = TunedUNet(plain, Workshop(Tuning(packed=FP32[0].packed)))
-    x, t, context, labels = inputs(plain)
+    x, t, context, labels, pooled = inputs(plain)
     pack_at_next_call(tuned)
-    denoise(tuned, x, t, context, labels)
+    denoise(tuned, x, t, context, labels, pooled)
     other = torch.randn(1, plain.config.in_channels, 16, 32)
-    found = denoise(tuned, other, t[:1], context, labels)
-    torch.testing.assert_close(found, denoise(plain, other, t[:1], context, labels), rtol=0, atol=TOLERANCE)
+    found = denoise(tuned, other, t[:1], context, labels, pooled)
+    torch.testing.assert_close(found, denoise(plain, other, t[:1], context, labels, pooled), rtol=0, atol=TOLERANCE)
