@@ -205,10 +205,11 @@ def test_cards_say_what_each_family_takes(published: Path, tmp_path: Path) -> No
         "layout": ("layout", 65, {"txt2img": 50}, {"txt2img": 1.0}),
         "semantic": ("semantic", 7, {"txt2img": 50}, {"txt2img": 1.0}),
         "super resolution": ("none", None, {"upscale": 100}, {"upscale": 1.0}),
+        "sdxl": ("text", None, {"txt2img": 50}, {"txt2img": 5.0}),
     }
     for number, (name, (conditioning, classes, steps, guidance)) in enumerate(expected.items()):
         path = write(make(name).tensors, tmp_path / "model.safetensors")
-        run(tmp_path, "add", path, "--name", f"model-{number}")
+        run(tmp_path, "add", path, "--name", f"model-{number}", "--tokenizer", published / "clip")
         card = ModelCard.model_validate_json((tmp_path / f"model-{number}" / "card.json").read_bytes())
         assert (card.conditioning, card.classes) == (conditioning, classes)
         assert steps.items() <= card.default_steps.items()
