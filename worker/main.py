@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from broker.store import Store
 from contract.card import ModelCard
 from contract.settings import Settings
+from models.config import UnsupportedStructure
 from models.latent_diffusion import LatentDiffusion
 from models.lora_files import FOLDER
 from worker.batch_worker import BatchWorker, ServedModel
@@ -90,7 +91,10 @@ def load(folder: Path) -> ServedModel:
         raise ModelFolderError(f"{path} is no model card: {error}") from error
     if card.name != folder.name:
         raise ModelFolderError(f"{path} is the card of {card.name}; expected that of {folder.name}")
-    model = LatentDiffusion.load(folder)
+    try:
+        model = LatentDiffusion.load(folder)
+    except UnsupportedStructure as error:
+        raise ModelFolderError(f"{folder}: {error}") from error
     unable = {task.value for task in card.tasks} - model.tasks
     if unable:
         raise ModelFolderError(f"{path} promises {', '.join(sorted(unable))}, which these weights cannot do")

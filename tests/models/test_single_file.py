@@ -36,6 +36,7 @@ from tests.models.original_files import (
     write_tokenizers,
 )
 
+diffusers: Any = importlib.import_module("diffusers")
 convert: Any = importlib.import_module("diffusers.loaders.single_file_utils")
 TOLERANCE = 5e-5
 make = functools.cache(original_files.make)
@@ -164,6 +165,26 @@ def test_saved_as_a_folder(name: str, tokenizers: Path, tmp_path: Path) -> None:
     if isinstance(model.conditioner, TextConditioner):
         assert isinstance(again.conditioner, TextConditioner)
         assert torch.equal(again.conditioner.token_ids(["a cat"]), model.conditioner.token_ids(["a cat"]))
+
+
+@pytest.mark.parametrize("name", ["text2im", "super resolution", "celeba"])
+@torch.no_grad()
+def test_diffusers_reads_the_folders_of_ldms_pipelines(name: str, tokenizers: Path, tmp_path: Path) -> None:
+    original = make(name)
+    model = LatentDiffusion.load(write(original.tensors, tmp_path / "model.safetensors"), None, told(name, tokenizers))
+    save_folder(model, tmp_path / "folder", dtype=torch.float32)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "folder")
+    assert type(pipeline).__name__ == CASES[name].pipeline
+    x, t = torch.randn(1, model.unet.config.in_channels, 16, 16), torch.tensor([7])
+    context = context_of(original, model)
+    given = () if context is None else (context,)
+    assert_close(pipeline.unet(x, t, *given).sample, original.unet(x, t, *given))
+    pixels = torch.rand(1, 3, 32, 32)
+    encoded = pipeline.vqvae.encode(pixels)
+    latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+    assert_close(latents, original.first_stage.encode(pixels))
+    if context is not None:
+        assert_close(pipeline.bert(token_ids(pipeline.tokenizer, "a cat", 77))[0], context)
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd1 inpainting", "sd2", "sd x4", "sdxl"])

@@ -32,6 +32,11 @@ def test_folders_that_cannot_be_served(model_dir: Path, tmp_path: Path) -> None:
     (folder / "card.json").write_text(card.model_dump_json())
     with pytest.raises(ModelFolderError, match="promises upscale, which these weights cannot do"):
         load(folder)
+    (folder / "card.json").write_text(base_card().model_dump_json())
+    config = folder / "unet" / "config.json"
+    config.write_text(config.read_text().replace("CrossAttnDownBlock2D", "KDownBlock2D"))
+    with pytest.raises(ModelFolderError, match=r"tiny: .*KDownBlock2D.* not supported"):
+        load(folder)
     renamed = folder.rename(tmp_path / "renamed")
     with pytest.raises(ModelFolderError, match="is the card of tiny; expected that of renamed"):
         load(renamed)
