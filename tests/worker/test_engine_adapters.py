@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ from worker.engine.numerics import ExactPlan, NumericsError, probe
 from worker.engine.resident import ResidentModel
 from worker.engine.resume import ResumeState
 from worker.engine.scheduler import LaneKey
-from worker.engine.tuning import Tuning, candidates, tune
+from worker.engine.tuning import Tuning, candidates, default_tuning, tune
 
 Models = Mapping[str, LatentDiffusion]
 Loras = tuple[tuple[str, float], ...]
-FORMS = candidates(torch.device("cpu"), "float32")
+DEVICE = torch.device(os.environ.get("DARKROOM_TEST_DEVICE", "cpu"))
+FORMS = candidates(DEVICE, "float32")
+TOLERANCE = 2e-5 if DEVICE.type == "cpu" else 1e-2
+"""Of latents; GPUs may take TF32 in convolutions."""
 COMPANY: dict[str, Loras] = {
     "none": (),
     "attention": (("attention", 1.0),),
@@ -104,9 +108,9 @@ def test_rows_with_own_adapters_equal_the_plain_loop(
             runner.feed(bank, slot, start, time, step)
         runner.step(resident, bank, slice(0, len(requests) + 1))
     for slot, one in enumerate(requests):
-        torch.testing.assert_close(bank.x[slot], plain_loop.render_latents(one)[0], rtol=0, atol=2e-5)
+        torch.testing.assert_close(bank.x[slot], plain_loop.render_latents(one)[0], rtol=0, atol=TOLERANCE)
         plain = plain_loop.render_latents(PictureRequest(**{**vars(one), "loras": ()}))[0]
-        assert ((bank.x[slot] - plain).abs().max() > 1e-2) == bool(one.loras)
+        assert ((bank.x[slot] - plain).abs().max() > 1.2e-2) == bool(one.loras)
     assert not bank.x[-1].any()
 
 
@@ -121,7 +125,7 @@ def test_a_row_that_left_leaves_nothing_behind(models_with: Models) -> None:
         runner.feed(bank, 0, start, time, step)
         runner.step(resident, bank, slice(0, 1))
     expected = untuned_unet(models_with[BASE], tuned).render_latents(request())
-    torch.testing.assert_close(bank.x, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(bank.x, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_the_rank_of_a_lane(models_with: Models) -> None:
@@ -136,7 +140,7 @@ def test_the_rank_of_a_lane(models_with: Models) -> None:
 
 
 def engine_of(models: Models, **changes: Any) -> Engine:
-    tuned = {name: tune(model, Tuning(packed=True)) for name, model in models.items()}
+    tuned = {name: tune(model, default_tuning(DEVICE)) for name, model in models.items()}
     return Engine(tuned, **{"buckets": (4,), "batching": "exact", "fingerprint": "same", **changes})
 
 
@@ -228,3 +232,16 @@ def test_the_probe_refuses_terms_that_depend_on_neighbours(
     monkeypatch.setattr(adapters, function, spoiled)
     with pytest.raises(NumericsError, match="8x8 guided rank 8: in a batch of 4"):
         probe(resident, LaneKey(BASE, 8, 8, guided=True, rank=8), (4,))
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA GPU")
+@torch.inference_mode()
+def test_a_graph_is_captured_anew_when_a_row_needs_more_terms(models_with: Models) -> None:
+    resident = ResidentModel(tune(models_with[BASE], default_tuning(DEVICE)))
+    banks = [Bank(resident, LaneKey(BASE, 8, 8, guided=True, rank=8), 2) for _ in range(2)]
+    for slot, name in enumerate(("attention", "everywhere")):
+        for bank in banks:
+            runner.admit(resident, bank, slot, request(COMPANY[name]))
+        runner.step(resident, banks[0], slice(0, 2))
+        runner._step(resident, banks[1], slice(0, 2))
+        torch.testing.assert_close(banks[0].x, banks[1].x, rtol=0, atol=1e-5)
