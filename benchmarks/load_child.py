@@ -9,10 +9,13 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+
+SIDE: Final = 16
+"""Of the latents: small, so that reading the weights is not lost in computing with them."""
 
 
 def peak() -> int:
@@ -38,7 +41,7 @@ def diffusers() -> Any:
     pipeline = library.StableDiffusionPipeline  # imports what it needs
 
     def load(folder: Path, dtype: torch.dtype, x: Tensor, context: Tensor) -> Tensor:
-        unet = pipeline.from_pretrained(folder, torch_dtype=dtype).unet
+        unet = pipeline.from_pretrained(folder, dtype=dtype).unet
         out: Tensor = unet(x, torch.tensor([7]), context).sample
         return out
 
@@ -50,8 +53,7 @@ def main(way: str, folder: str, dtype_name: str) -> None:
     dtype = getattr(torch, dtype_name)
     load = {"ours": ours, "diffusers": diffusers}[way]()
     config = json.loads((Path(folder) / "unet" / "config.json").read_text())
-    side = config["sample_size"]
-    x = torch.zeros(1, config["in_channels"], side, side, dtype=dtype)
+    x = torch.zeros(1, config["in_channels"], SIDE, SIDE, dtype=dtype)
     context = torch.zeros(1, 77, config["cross_attention_dim"], dtype=dtype)
     before, begun = peak(), time.perf_counter()
     out = load(Path(folder), dtype, x, context)
