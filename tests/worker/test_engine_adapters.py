@@ -26,7 +26,7 @@ from worker.engine.numerics import ExactPlan, NumericsError, probe
 from worker.engine.resident import ResidentModel
 from worker.engine.resume import ResumeState
 from worker.engine.scheduler import LaneKey
-from worker.engine.tuning import Tuning, candidates, default_tuning, tune
+from worker.engine.tuning import Dtype, Tuning, candidates, default_tuning, tune
 
 Models = Mapping[str, LatentDiffusion]
 Loras = tuple[tuple[str, float], ...]
@@ -112,6 +112,24 @@ def test_rows_with_own_adapters_equal_the_plain_loop(
         plain = plain_loop.render_latents(PictureRequest(**{**vars(one), "loras": ()}))[0]
         assert ((bank.x[slot] - plain).abs().max() > 1.2e-2) == bool(one.loras)
     assert not bank.x[-1].any()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_half_precision_adapters_do_about_the_same(models_with: Models, dtype: Dtype) -> None:
+    """One step, by which the adapter's part is far larger than the rounding."""
+    steps = []
+    for tuning in (Tuning(), Tuning(dtype)):
+        resident = ResidentModel(tune(models_with[BASE], tuning))
+        bank = Bank(resident, LaneKey(BASE, 8, 8, guided=True, rank=8), 2)
+        for slot, name in enumerate(("everywhere", "none")):
+            start, time = runner.admit(resident, bank, slot, request(COMPANY[name]))
+            runner.feed(bank, slot, start, time, 0)
+        runner.step(resident, bank, slice(0, 2))
+        steps.append(bank.x.clone())
+    exact, half = steps
+    difference = exact[0] - exact[1]
+    assert difference.norm() > 0.3 * exact[0].norm()
+    assert (half - exact).norm() < 0.1 * difference.norm()
 
 
 def test_a_row_that_left_leaves_nothing_behind(models_with: Models) -> None:

@@ -168,31 +168,38 @@ class _Sample:
     def __init__(self, bank: Bank, resident: ResidentModel, random: torch.Generator) -> None:
         self._random = random
         self._last = resident.time_table.shape[0] - 1
-        self._tensors = [
-            (tensor, dim, gain, gain * self._draw(tensor.select(dim, 0).shape))
-            for tensor, dim, gain in self._banks(bank)
+        self._tensors = [(tensor, dim, self._draw(tensor.select(dim, 0).shape)) for tensor, dim in self._banks(bank)]
+        self._factors = [
+            (tensor, (tensor[0, 0].numel() ** -0.5 * self._draw(tensor.shape[1:])).to(tensor))
+            for tensor in self._adapters(bank)
         ]
 
     @staticmethod
-    def _banks(bank: Bank) -> list[tuple[Tensor, int, float]]:
-        """What differs between rows, with the dimension of the slots and a size to draw; adapters of every module."""
+    def _adapters(bank: Bank) -> list[Tensor]:
+        """Factors of every module that adapters can change."""
+        if bank.adapters is None:
+            return []
+        bank.adapters.cover_all()
+        return [tensor for factors in bank.adapters.factors.values() for tensor in factors]
+
+    @staticmethod
+    def _banks(bank: Bank) -> list[tuple[Tensor, int]]:
+        """What else differs between rows, with the dimension of the slots."""
         tensors = [bank.x, bank.noise, bank.clean, bank.conditioning, bank.guidance]
-        rows = [(tensor, 0, 1.0) for tensor in (*tensors, *(bank.blend or ())) if tensor is not None]
-        rows += [(tensor, 1, 1.0) for tensor in bank.per_condition]
-        if bank.adapters is not None:
-            bank.adapters.cover_all()
-            factors = [tensor for each in bank.adapters.factors.values() for tensor in each]
-            rows += [(tensor, 0, tensor[0, 0].numel() ** -0.5) for tensor in factors]
-        return rows
+        rows = [(tensor, 0) for tensor in (*tensors, *(bank.blend or ())) if tensor is not None]
+        return rows + [(tensor, 1) for tensor in bank.per_condition]
 
     def _draw(self, shape: torch.Size) -> Tensor:
         return torch.randn(shape, generator=self._random)
 
     def scatter(self, bank: Bank, slots: Sequence[int]) -> None:
-        for tensor, dim, gain, row in self._tensors:
-            tensor.copy_(gain * self._draw(tensor.shape))
+        for tensor, dim, row in self._tensors:
+            tensor.copy_(self._draw(tensor.shape))
             for slot in slots:
                 tensor.select(dim, slot).copy_(row)
+        for tensor, row in self._factors:  # too many to draw them all anew
+            for slot, factor in enumerate(self._draw(tensor.shape[:1]).tolist()):
+                torch.mul(row, 1.0 if slot in slots else factor, out=tensor[slot])
         bank.timesteps.copy_(torch.randint(0, self._last, bank.timesteps.shape, generator=self._random))
         bank.coefficients.copy_(self._draw(bank.coefficients.shape))
         bank.step.zero_()
