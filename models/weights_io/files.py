@@ -6,10 +6,9 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from models.weights_io.ckpt import open_pickle
-from models.weights_io.tensors import LazyTensor, WeightsError, assign, read_json, read_tensors
+from models.weights_io.tensors import LazyTensor, WeightsError, read_json, read_tensors
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 """Suffixes of files that are pickles."""
@@ -51,11 +50,6 @@ class Reading:
         if lost := sorted(index.keys() - tensors.keys()):
             raise WeightsError(f"{path} promises {lost[0]} and {len(lost) - 1} more, which its files do not hold")
         return tensors, path
-
-    def into(self, part: nn.Module, folder: Path, stem: str) -> None:
-        """Fill `part`, whose keys are those of the file."""
-        tensors, path = self.weights(folder, stem)
-        assign(part, tensors, path, self.dtype)
 
     def _find(self, folder: Path, stem: str) -> Path:
         """The plain file or its index, else those of a variant (fp16 first), else the same among pickled files."""

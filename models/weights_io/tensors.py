@@ -110,9 +110,7 @@ def check_keys(expected: Mapping[str, Sequence[int]], found: Mapping[str, LazyTe
         raise WeightsError(f"{path} does not fit the structure of its model: {'; '.join(listed)}{more}")
 
 
-def assign(
-    part: nn.Module, tensors: Mapping[str, LazyTensor], path: Path, dtype: torch.dtype | None = torch.float32
-) -> None:
+def assign(part: nn.Module, tensors: Mapping[str, LazyTensor], path: Path, dtype: torch.dtype | None) -> None:
     """Make `tensors`, read from `path` one by one, the parameters of `part`; None keeps their types.
 
     A tensor that has the type already stays in the mapped file and is read when it is first used. Raises WeightsError
@@ -121,5 +119,5 @@ def assign(
     check_keys({key: tensor.shape for key, tensor in part.state_dict().items()}, tensors, path)
     for key, tensor in tensors.items():
         value = tensor.read()
-        owner, _, name = key.rpartition(".")  # into which, and not into all of `part`, which is searched for every key
+        owner, _, name = key.rpartition(".")  # not all of `part`, which would be searched for every key
         part.get_submodule(owner).load_state_dict({name: value.to(dtype or value.dtype)}, strict=False, assign=True)
