@@ -135,15 +135,25 @@ def test_in_half_precision_adapters_do_about_the_same(models_with: Models, dtype
 def test_a_row_that_left_leaves_nothing_behind(models_with: Models) -> None:
     tuned = tune(models_with[BASE], FORMS[0])
     resident = ResidentModel(tuned)
-    bank = Bank(resident, LaneKey(BASE, 8, 8, guided=True, rank=16), 1)
-    runner.admit(resident, bank, 0, request(COMPANY["both"]))
+    bank = Bank(resident, LaneKey(BASE, 8, 8, guided=True, rank=16), 2)
+    assert bank.adapters is not None
+    runner.admit(resident, bank, 0, request(COMPANY["wide"]))
+    narrow = dict(bank.adapters.factors)
+    runner.admit(resident, bank, 1, request(COMPANY["both"]))
+    assert bank.adapters.factors.keys() > narrow.keys()
     bank.clear(0)
+    bank.clear(1)
+    runner.admit(resident, bank, 1, request(COMPANY["wide"]))
+    assert bank.adapters.factors.keys() == narrow.keys(), "a step computes more than its rows need"
+    assert all(bank.adapters.factors[name].a is own.a for name, own in narrow.items()), "a graph would be lost"
+    bank.clear(1)
     start, time = runner.admit(resident, bank, 0, request())
+    assert not bank.adapters.factors
     for step in range(3):
         runner.feed(bank, 0, start, time, step)
-        runner.step(resident, bank, slice(0, 1))
+        runner.step(resident, bank, slice(0, 2))
     expected = untuned_unet(models_with[BASE], tuned).render_latents(request())
-    torch.testing.assert_close(bank.x, expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(bank.x[:1], expected, rtol=0, atol=TOLERANCE)
 
 
 def test_the_rank_of_a_lane(models_with: Models) -> None:

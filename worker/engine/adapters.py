@@ -39,8 +39,8 @@ class Factors(NamedTuple):
 
 
 class AdapterBank:
-    """The factors of P slots. Those of a module are made when a row first needs them: their addresses then stay, as do
-    zeros in the slots of other rows."""
+    """The factors of P slots. Those of a module are made when a row first needs them, with zeros for the other slots, and
+    keep their addresses until a row that does not need them comes alone."""
 
     def __init__(self, unet: nn.Module, slots: int, rank: int, like: Tensor) -> None:
         """`like` has the UNet's dtype and device."""
@@ -49,19 +49,23 @@ class AdapterBank:
         self._rank = rank
         self._like = like
         self.factors: dict[str, Factors] = {}
+        self._rows: set[int] = set()
 
     def write(self, slot: int, uses: Uses) -> bool:
-        """A row moves in; tells whether a step has terms now that it had not before."""
-        names = _touched(uses, self._sites)
-        before = len(self.factors)
+        """A row moves in; tells whether a step has other terms now than before."""
+        names, before = _touched(uses, self._sites), set(self.factors)
+        if not self._rows:
+            self.factors = {name: own for name, own in self.factors.items() if name in names}
+        self._rows.add(slot)
         for name in names:
             self._cover(name)
             own = _compose(uses, name, self._sites[name], self._rank)
             for bank, row in zip(self.factors[name], own, strict=True):
                 bank[slot] = row
-        return len(self.factors) > before
+        return self.factors.keys() != before
 
     def clear(self, slot: int) -> None:
+        self._rows.discard(slot)
         for a, b in self.factors.values():
             a[slot] = 0
             b[slot] = 0
@@ -75,9 +79,8 @@ class AdapterBank:
         if name in self.factors:
             return
         sites = self._sites[name]
-        shape = (
-            (self._rank, *sites[0].inputs) if isinstance(sites[0].leaf, TunedConv) else (*sites[0].inputs, self._rank)
-        )
+        inputs = sites[0].inputs
+        shape = (self._rank, *inputs) if isinstance(sites[0].leaf, TunedConv) else (*inputs, self._rank)
         a = self._like.new_zeros(self._slots, *shape)
         b = self._like.new_zeros(self._slots, self._rank, max(site.part.stop for site in sites))
         self.factors[name] = Factors(a, b)
