@@ -39,8 +39,8 @@ class Factors(NamedTuple):
 
 
 class AdapterBank:
-    """The factors of P slots. Those of a module are made when a row first needs them, zeros for the other slots, and keep
-    their addresses until a row that does not need them comes alone."""
+    """The factors of P slots. Those of a module are made when a row first needs them, zeros for the other slots; they
+    keep their addresses until a row that does not need them comes alone."""
 
     def __init__(self, unet: nn.Module, slots: int, rank: int, like: Tensor) -> None:
         """`like` has the UNet's dtype and device."""
