@@ -278,6 +278,8 @@ def begin_error(error: Exception) -> JobError:
         return error.error
     if isinstance(error, ValueError):
         return JobError(code=ErrorCode.VALIDATION_FAILED, detail=str(error))
+    if is_out_of_memory(error):
+        return _out_of_memory()
     _log.error("job not begun", exc_info=error)
     return JobError(code=ErrorCode.INTERNAL, detail="the worker met an unexpected error (prepare)")
 
@@ -286,13 +288,17 @@ def row_error(event: RowFailed) -> JobError:
     """What the caller is told; the log has the traceback."""
     error = event.error
     if is_out_of_memory(error):
-        detail = "the picture does not fit into the worker's memory; ask for a smaller one"
-        return JobError(code=ErrorCode.OUT_OF_MEMORY, detail=detail)
+        return _out_of_memory()
     if isinstance(error, NotFiniteError):
         return JobError(code=ErrorCode.VALIDATION_FAILED, detail=f"{error}; ask for less guidance")
     if isinstance(error, ValueError) and event.stage == "prepare":
         return JobError(code=ErrorCode.VALIDATION_FAILED, detail=str(error))
     return JobError(code=ErrorCode.INTERNAL, detail=f"the worker met an unexpected error ({event.stage})")
+
+
+def _out_of_memory() -> JobError:
+    detail = "the picture does not fit into the worker's memory; ask for a smaller one"
+    return JobError(code=ErrorCode.OUT_OF_MEMORY, detail=detail)
 
 
 def store_error(error: Exception) -> JobError:

@@ -7,13 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from contract.errors import ErrorCode
 from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
 from tests.tiny_models import BASE
+from worker.batch_worker import begin_error
 from worker.engine import runner
 from worker.engine.engine import Engine
 from worker.engine.events import Event, LaneTicked, RowFailed, RowFinished, RowHandedBack
 from worker.engine.memory import Ceiling
+from worker.engine.resident import ResidentModel
+from worker.engine.scheduler import LaneKey
 
 Models = Mapping[str, LatentDiffusion]
 EXHAUSTED = torch.OutOfMemoryError("injected")
@@ -135,6 +139,69 @@ def test_decoding_and_preparing_make_room_too(
     for name, state in returned.items():
         engine.submit(name, BASE, request(int(name[-1])), resume=state)
     assert pictures(events + run(engine)) == expected
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int) -> None:
+    """Call number `call` of `owner.name` does its work and then fails for lack of memory."""
+    work, calls = getattr(owner, name), iter(range(10**6))
+
+    def failing(*args: Any) -> Any:
+        result = work(*args)
+        if next(calls) == call:
+            raise EXHAUSTED
+        return result
+
+    monkeypatch.setattr(owner, name, failing)
+
+
+def test_a_row_that_moved_in_half_leaves_nothing_behind(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = alone(models, request(2))
+    engine = Engine(models, buckets=(4,), batching="exact")
+    failing_once(monkeypatch, ResidentModel, "own_time", 1)  # the bank has the row by then
+    for seed in range(3):
+        engine.submit(f"row{seed}", BASE, request(seed))
+    events = engine.tick()
+    assert {event.row_id for event in events if isinstance(event, RowHandedBack)} == {"row0", "row2"}
+    engine.cancel("row1")
+    engine.submit("row2", BASE, request(2))
+    engine.tick()
+    assert [bank.active.sum() for bank in engine._banks.values()] == [1]
+    assert pictures(run(engine))["row2"] == expected
+
+
+def test_a_finished_row_that_finds_no_room_to_leave_its_slot_keeps_its_steps(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Engine(models, buckets=(4,), batching="exact")
+    first.submit("a", BASE, request(1))
+    while (state := first.snapshot("a")) is None or state.step < 4:
+        first.tick()
+    engine = Engine(models, buckets=(4,), batching="exact")
+    failing_once(monkeypatch, models[BASE], "decoding", 0)
+    engine.submit("a", BASE, request(1), resume=state)
+    engine.submit("b", BASE, request(2))
+    assert [event.row_id for event in engine.tick() if isinstance(event, RowHandedBack)] == ["b"]
+    assert pictures(run(engine)) == {"a": alone(models, request(1))}
+
+
+@pytest.mark.parametrize("error", [EXHAUSTED, ValueError("no such lane")])
+def test_a_lane_that_cannot_be_made_leaves_the_engine_as_it_was(models: Models, error: Exception) -> None:
+    def buckets(key: LaneKey) -> tuple[int, ...]:
+        if key.width > 8:
+            raise error
+        return (4,)
+
+    engine = Engine(models, buckets=buckets, batching="exact")
+    with pytest.raises(type(error)):
+        engine.submit("large", BASE, PictureRequest("txt2img", "a cat", 128, 64, seed=1, steps=2))
+    assert engine.idle
+    assert not engine.cancel("large")
+    engine.submit("usual", BASE, request(1))
+    assert pictures(run(engine)) == {"usual": alone(models, request(1))}
+
+
+def test_a_job_whose_lane_does_not_fit_is_told_so() -> None:
+    assert begin_error(EXHAUSTED).code is ErrorCode.OUT_OF_MEMORY
 
 
 def test_a_lost_device_ends_the_process(models: Models, fail_steps: Callable[..., None]) -> None:

@@ -136,8 +136,8 @@ class Engine:
         row = Row(row_id, key, priority, self._clock(), max(ideal, 1.0), weight)
         if resume is not None and resume.fingerprint != self._fingerprint:
             resume = None
+        self._scheduler.add(row)  # before it is known here: a new lane is probed, which may fail
         self._pictures[row_id] = _Picture(row, request, resume)
-        self._scheduler.add(row)
         self._forget_idle_lanes()
 
     @torch.inference_mode()
@@ -220,10 +220,13 @@ class Engine:
                 if is_device_lost(error):
                     raise
                 room = self._make_room(picture) if is_out_of_memory(error) else []
+                if is_out_of_memory(error):  # the bank may hold half of this row; all others have left it
+                    self._banks.pop(lane.key, None)
                 if not room:
                     events.append(self._fail(picture, "prepare", error))
                     continue
                 lane.send_back(row)
+                picture.start = None
                 return [*events, *room]
         return events
 
@@ -235,9 +238,10 @@ class Engine:
         start, time = runner.admit(resident, bank, slot, picture.request)
         if resume is not None and runner.go_on(bank, slot, start, resume):
             picture.step = resume.step
-        picture.start, picture.time, picture.resume = start, time, None
+        picture.start, picture.time = start, time
         if picture.step == len(start.plan.timesteps):
             self._leave_slot(lane, slot, picture)
+        picture.resume = None
 
     def _leave_slot(self, lane: Lane, slot: int, picture: _Picture) -> None:
         """After the last step: on to the decoder."""
