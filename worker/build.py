@@ -29,8 +29,8 @@ class Choice:
     buckets: Mapping[str, int]
 
     def bucket(self, key: LaneKey) -> int | None:
-        """Adapters add little to a step: a lane with them is as wide as the same one without."""
-        return self.buckets.get(dataclasses.replace(key, rank=0).label)
+        """Adapters and blending add little to a step: a lane with them is as wide as the same one without."""
+        return self.buckets.get(dataclasses.replace(key, blends=False, rank=0).label)
 
 
 def build(

@@ -1,5 +1,6 @@
 """Models in a folder become an engine as settings and calibration ask."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def test_calibration_chooses_tuning_and_bucket(tmp_path: Path, model_dir: Path) 
     assert choose(calibration, CPU, "auto").tuning == bf16
     chosen = choose(calibration, CPU, "float32")
     assert (chosen.tuning, chosen.buckets) == (fp32, {"8x8 guided": 2})
+    lane = LaneKey(BASE, 8, 8, guided=True, blends=True, rank=8)
+    assert (chosen.bucket(lane), chosen.bucket(dataclasses.replace(lane, guided=False))) == (2, None)
     unknown = Calibration.read(tmp_path / "nowhere")
     assert choose(unknown, CPU, "auto") == build_module.Choice(default_tuning(CPU), {})
     assert choose(unknown, CPU, "bfloat16").tuning.dtype == "bfloat16"

@@ -135,12 +135,12 @@ class PackedLinear(TunedLinear):
 class TunedConv(nn.Module):
     """`forward` as nn.Conv2d's; `add` puts a residual of the output's shape on top. `term` as `TunedLinear`'s."""
 
-    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype, layout: torch.memory_format = torch.channels_last) -> None:
         super().__init__()
         self.term: Term | None = None
         self.stride = list(conv.stride)
         self.padding = [int(side) for side in conv.padding]
-        self.register_buffer("weight", conv.weight.detach().to(dtype, memory_format=torch.channels_last))
+        self.register_buffer("weight", conv.weight.detach().to(dtype, memory_format=layout))
         self.register_buffer("bias", None if conv.bias is None else conv.bias.detach().to(dtype))
         self.weight: Tensor
         self.bias: Tensor | None
@@ -159,7 +159,8 @@ class PackedConv(TunedConv):
     one for the size of the next call. Other sizes take the weights as they are, somewhat slower."""
 
     def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
-        super().__init__(conv, dtype)
+        # As they came, hence shared with the model that was loaded: the packed ones are the copy that is computed with.
+        super().__init__(conv, dtype, torch.preserve_format)
         self.pack_next = False
         self._size: torch.Size | None = None
         self._packed = self.weight

@@ -138,9 +138,9 @@ class TunedUNet(UNet):
         self.add_embedding = unet.add_embedding
         if unet.class_embedding is None:
             self.class_embedding = None
-        self._projections = workshop.projections
         self._dtype = workshop.dtype
         added = self.class_embedding is not None or self.add_embedding is not None
+        self._projections = [] if added else workshop.projections
         self._project_step = workshop.linear(*workshop.projections) if added else None
         self.step_sites: dict[str, list[Site]] = {}
         self.context_sites: dict[str, list[Site]] = {}
