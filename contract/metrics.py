@@ -26,6 +26,9 @@ JOBS_SUBMITTED: Final = Metric(
 JOBS_ENDED: Final = Metric(
     "darkroom_jobs_ended_total", "counter", "Jobs ended, by final status.", ("model", "task", "status")
 )
+JOBS_FAILED: Final = Metric(
+    "darkroom_jobs_failed_total", "counter", "Jobs failed, by the code of their error.", ("model", "code")
+)
 PICTURES: Final = Metric("darkroom_pictures_total", "counter", "Pictures finished and stored.", ("model", "task"))
 EXECUTIONS_REAPED: Final = Metric(
     "darkroom_executions_reaped_total", "counter", "Executions whose lease ran out and whose job went back.", ("model",)
@@ -46,11 +49,19 @@ DENOISING_STEPS_REDONE: Final = Metric(
     ("model",),
 )
 REDIS_COUNTERS: Final = (
-    JOBS_SUBMITTED, JOBS_ENDED, PICTURES, EXECUTIONS_REAPED, RESULTS_FENCED, DENOISING_STEPS, DENOISING_STEPS_REDONE,
+    JOBS_SUBMITTED, JOBS_ENDED, JOBS_FAILED, PICTURES, EXECUTIONS_REAPED, RESULTS_FENCED, DENOISING_STEPS,
+    DENOISING_STEPS_REDONE,
 )  # fmt: skip
 
 # Read from Redis at scrape time.
 QUEUE_DEPTH: Final = Metric("darkroom_queue_depth", "gauge", "Jobs waiting in a queue.", ("model", "priority"))
+QUEUE_OLDEST: Final = Metric(
+    "darkroom_queue_oldest_job_seconds",
+    "gauge",
+    "Time since the job at the head of a queue was submitted; 0 for an empty queue.",
+    ("model", "priority"),
+    "seconds",
+)
 RUNNING: Final = Metric("darkroom_running_executions", "gauge", "Executions that hold a lease.")
 WORKERS: Final = Metric("darkroom_workers", "gauge", "Live workers that serve a model.", ("model",))
 
@@ -66,12 +77,30 @@ HTTP_SECONDS: Final = Metric(
     "seconds",
     _SECONDS,
 )
+HTTP_PROBLEMS: Final = Metric(
+    "darkroom_http_problems_total", "counter", "HTTP requests refused or failed, by the code of the problem.", ("code",)
+)
 SSE_CLIENTS: Final = Metric("darkroom_sse_clients", "gauge", "Clients that follow a job's events.")
+REDIS_UP: Final = Metric("darkroom_redis_up", "gauge", "Whether Redis answered at this scrape.")
+
+# Measured in gateway and worker alike.
+STORE_ERRORS: Final = Metric(
+    "darkroom_store_errors_total", "counter", "Calls of the picture store that failed.", ("operation",)
+)
+RESIDENT_MEMORY: Final = Metric(
+    "darkroom_resident_memory_bytes", "gauge", "Memory of the process in RAM.", unit="bytes"
+)
 
 # Measured in the worker.
 TICKS: Final = Metric("darkroom_engine_ticks_total", "counter", "Forward passes of the denoiser.", ("model", "lane"))
 ROWS_PER_TICK: Final = Metric(
     "darkroom_engine_rows_per_tick", "histogram", "Occupied rows in one forward pass.", ("model", "lane"), "rows", _ROWS
+)
+TICK_SLOTS: Final = Metric(
+    "darkroom_engine_tick_slots_total",
+    "counter",
+    "Slots in the batches of forward passes, occupied or not.",
+    ("model", "lane"),
 )
 TICK_SECONDS: Final = Metric(
     "darkroom_engine_tick_seconds", "histogram", "Time of one tick.", ("model", "lane"), "seconds", _SECONDS
@@ -80,8 +109,39 @@ STAGE_SECONDS: Final = Metric(
     "darkroom_stage_seconds", "histogram", "Time of a job's stages: queued, denoise, decode, store.",
     ("model", "task", "stage"), "seconds", _SECONDS,
 )  # fmt: skip
+OUT_OF_MEMORY: Final = Metric(
+    "darkroom_out_of_memory_total", "counter", "Times that memory ran out, whether a picture failed or not.", ("model",)
+)
+DEVICE_MEMORY: Final = Metric(
+    "darkroom_device_memory_bytes",
+    "gauge",
+    "Memory of the worker's GPU: allocated to tensors, reserved by the allocator, total.",
+    ("device", "kind"),
+    "bytes",
+)
+WORKER_INFO: Final = Metric(
+    "darkroom_worker_info",
+    "gauge",
+    "1 for every model that a worker serves; equal fingerprints make equal pictures.",
+    ("model", "fingerprint", "dtype", "device"),
+)
+
+# Measured in the supervisor, which also passes on its workers' metrics, each with the label WORKER_LABEL.
+WORKER_LABEL: Final = "worker"
+WORKER_RESTARTS: Final = Metric(
+    "darkroom_worker_restarts_total", "counter", "Times that a worker process was started again.", (WORKER_LABEL,)
+)
 
 ALL: Final = (
-    *REDIS_COUNTERS, QUEUE_DEPTH, RUNNING, WORKERS, HTTP_REQUESTS, HTTP_SECONDS, SSE_CLIENTS,
-    TICKS, ROWS_PER_TICK, TICK_SECONDS, STAGE_SECONDS,
+    *REDIS_COUNTERS, QUEUE_DEPTH, QUEUE_OLDEST, RUNNING, WORKERS,
+    HTTP_REQUESTS, HTTP_SECONDS, HTTP_PROBLEMS, SSE_CLIENTS, REDIS_UP, STORE_ERRORS, RESIDENT_MEMORY,
+    TICKS, ROWS_PER_TICK, TICK_SLOTS, TICK_SECONDS, STAGE_SECONDS, OUT_OF_MEMORY, DEVICE_MEMORY, WORKER_INFO,
+    WORKER_RESTARTS,
 )  # fmt: skip
+
+
+def sample_names(metric: Metric) -> tuple[str, ...]:
+    """The names of the series that Prometheus keeps of a metric."""
+    if metric.kind != "histogram":
+        return (metric.name,)
+    return tuple(f"{metric.name}_{part}" for part in ("bucket", "sum", "count"))
