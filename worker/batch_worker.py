@@ -98,6 +98,7 @@ class BatchWorker:
         _log.info("worker ready", worker=self.broker.name, models=sorted(self._served))
         try:
             while self._stopping_since is None or self._jobs or self._asked:
+                self._metrics.pulse.beat()
                 self._read_inbox()
                 self._stop_or_ask()
                 self._on_events(self._engine.tick())

@@ -1,16 +1,18 @@
 """The worker's own metrics, as `contract.metrics` names them, in a registry of its own."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from contract import metrics
 from contract.metrics import Metric
 from contract.spec import JobSpec, Timings
+from worker import health
 from worker.engine.events import LaneTicked
 
 
 class WorkerMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.pulse = health.Pulse()
         ticks = metrics.TICKS
         self._ticks = Counter(ticks.name, ticks.help, ticks.labels, registry=self.registry)
         self._rows = self._histogram(metrics.ROWS_PER_TICK)
@@ -31,6 +33,5 @@ class WorkerMetrics:
             self._stage_seconds.labels(spec.model, spec.task.value, stage).observe(seconds)
 
     def serve(self, host: str, port: int) -> int:
-        """Answers on /metrics in a thread; returns the port, which is a free one for port 0."""
-        server, _ = start_http_server(port, host, self.registry)
-        return server.server_port
+        """Answers on /metrics and /healthz in threads; returns the port, which is a free one for port 0."""
+        return health.serve(self.registry, self.pulse, host, port)
