@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from models.latent_diffusion import LatentDiffusion
+from models.pictures import to_pixels
 from models.tasks import PictureRequest
 from tests.tiny_models import BASE, UPSCALER
 from worker.engine.resident import ResidentModel
-from worker.engine.tuned_layers import TunedGroupNorm, even_silu_
+from worker.engine.tuned_layers import PackedConv, TunedGroupNorm, can_pack, even_silu_
 from worker.engine.tuning import Tuning, candidates, default_tuning, tune
 
 Models = Mapping[str, LatentDiffusion]
@@ -159,3 +160,22 @@ def test_unknown_tunings_are_refused() -> None:
     for data in ({"dtype": "int8"}, {"attention": "flash"}, {"speed": 1}):
         with pytest.raises(ValueError, match=r"expected dtype float32, bfloat16 or float16|no tuning"):
             Tuning.from_json(data)
+
+
+@pytest.mark.parametrize("tuning", FP32, ids=str)
+def test_pictures_are_encoded_alike_in_whatever_order_their_pixels_lie(models: Models, tuning: Tuning) -> None:
+    """As they come from a picture, [H, W, 3], none of the ways to lay out [1, 3, H, W] is told by their strides."""
+    pixels = to_pixels(Image.effect_noise((64, 48), 90).convert("RGB"))
+    tuned = tune(models[BASE], tuning)
+    expected = models[BASE].posterior(pixels.contiguous())
+    for given in (pixels, pixels.contiguous(), pixels.contiguous(memory_format=torch.channels_last)):
+        torch.testing.assert_close(tuned.posterior(given).mean, expected.mean, rtol=0, atol=1e-5)
+
+
+def test_weights_that_are_packed_are_copied_once(models: Models) -> None:
+    """For other sizes the original's serve as they are."""
+    tuned, unet = tune(models[BASE], default_tuning(CPU)).unet, models[BASE].unet
+    own = {tensor.data_ptr() for tensor in unet.parameters()}
+    kept = {one.weight.data_ptr() for one in tuned.modules() if isinstance(one, PackedConv)}
+    assert bool(kept) == can_pack()
+    assert kept <= own

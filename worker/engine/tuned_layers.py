@@ -176,6 +176,7 @@ class PackedConv(TunedConv):
         out: Tensor = torch.ops.mkldnn._convolution_pointwise.default(
             channels_last(x), self._weight(x), self.bias, self.padding, self.stride, [1, 1], 1, "none", [], ""
         )
+        out = channels_last(out)  # a single row in an order that fits two does not tell the operator which it is
         return out if self.term is None else self.term(x, out)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
