@@ -1,6 +1,7 @@
 """The job as it travels: one frozen, versioned JSON document per direction (request in, result out)."""
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 
@@ -109,6 +110,12 @@ class LoraUse(Document):
     weight: float = Field(default=1.0, ge=-4.0, le=4.0)
 
 
+def repeated_loras(loras: Sequence[LoraUse]) -> list[int]:
+    """Places of adapters that came before."""
+    names = [lora.name for lora in loras]
+    return [index for index, name in enumerate(names) if name in names[:index]]
+
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -180,6 +187,12 @@ class JobSpec(Document):
     def _eta_fits_sampler(self) -> Self:
         if self.eta and self.sampler is not Sampler.DDIM:
             raise ValueError(f"eta belongs to ddim; expected 0 with the sampler {self.sampler}, got {self.eta:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _loras_are_different(self) -> Self:
+        if repeated := repeated_loras(self.loras):
+            raise ValueError(f"loras {', '.join(self.loras[index].name for index in repeated)}: expected each once")
         return self
 
     def picture_seed(self, index: int) -> int:

@@ -9,7 +9,7 @@ from contract import keys
 from contract.card import ModelCard
 from contract.errors import ErrorCode
 from contract.settings import Settings
-from contract.spec import JobSpec, Sampler, Task
+from contract.spec import JobSpec, Sampler, Task, repeated_loras
 from service.conditioning import conditioning_faults, range_faults, takes_content
 from service.problems import FieldError, ProblemError, pointer
 from service.schemas import MIN_SIDE, PICTURE_FIELDS, PictureRequest
@@ -68,6 +68,9 @@ def check_limits(task: Task, request: PictureRequest, card: ModelCard, settings:
             known = ", ".join(card.loras) or "none, it has no adapters"
             detail = f"{lora.name} is no adapter of {card.name}; expected one of: {known}"
             faults.append(FieldError(pointer=pointer("loras", index, "name"), detail=detail))
+    for index in repeated_loras(request.loras):
+        detail = f"{request.loras[index].name} is given twice; expected each adapter once, with its whole weight"
+        faults.append(FieldError(pointer=pointer("loras", index, "name"), detail=detail))
     for field, most in (("width", card.max_width), ("height", card.max_height)):
         asked = getattr(request, field, None)
         if asked is not None and asked > min(most, settings.max_side):

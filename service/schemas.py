@@ -103,7 +103,9 @@ class PictureRequest(BaseModel):
         description="how the noise is taken away step by step; dpmpp_2m (DPM-Solver++) often needs the fewest steps, "
         "ddpm and euler_ancestral add fresh noise at every step",
     )
-    loras: tuple[LoraUse, ...] = Field(default=(), max_length=8, description="adapters of the model, with weights")
+    loras: tuple[LoraUse, ...] = Field(
+        default=(), max_length=8, description="adapters of the model, each once, with weights"
+    )
     priority: Priority = Field(default=Priority.INTERACTIVE, description="interactive jobs are taken before batch jobs")
     deadline_seconds: float | None = Field(
         default=None, gt=0.0, le=7 * 86400, description="the job fails if it has not ended so long after it was sent"

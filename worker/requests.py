@@ -57,8 +57,10 @@ def picture_requests(spec: JobSpec, card: ModelCard, inputs: Mapping[str, Image.
         known = ", ".join(card.loras) or "none"
         detail = f"{card.name} has no adapter {', '.join(unknown)} here; it has: {known}"
         raise BadJobError(ErrorCode.VALIDATION_FAILED, detail)
-    for kind, given in (("class", spec.class_label), ("layout", spec.layout), ("semantic", inputs.get("semantic_map"))):
-        if given not in (None, ()) and kind != card.conditioning:
+    words = spec.prompt or spec.negative_prompt
+    map_ = inputs.get("semantic_map")
+    for kind, given in (("text", words), ("class", spec.class_label), ("layout", spec.layout), ("semantic", map_)):
+        if given not in (None, (), "") and kind != card.conditioning:
             raise BadJobError(ErrorCode.VALIDATION_FAILED, f"{card.name} takes {card.takes}, nothing else")
     layout = tuple(LayoutObject(**one.model_dump()) for one in spec.layout)
     noise_level = spec.noise_level if spec.noise_level is not None else card.default_noise_level

@@ -53,7 +53,7 @@ def specs(draw: st.DrawFn) -> JobSpec:
         eta=draw(st.floats(0, 1)),
         seed=draw(st.integers(0, MAX_SEED)),
         strength=draw(st.floats(0, 1, exclude_min=True)),
-        loras=tuple(draw(st.lists(st.builds(LoraUse, name=st.just("a"), weight=st.floats(-4, 4)), max_size=2))),
+        loras=tuple(LoraUse(name=name, weight=draw(st.floats(-4, 4))) for name in draw(st.sets(st.sampled_from("ab")))),
         priority=draw(st.sampled_from(Priority)),
         deadline_seconds=draw(st.none() | st.floats(0.001, 1e6)),
         output_format=draw(st.sampled_from(OutputFormat)),
@@ -184,3 +184,21 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_samplers_are_those_of_the_models() -> None:
     assert [one.value for one in Sampler] == list(SAMPLERS)
+
+
+def test_a_spec_names_each_adapter_once() -> None:
+    loras = tuple(LoraUse(name=name) for name in ("film", "neon", "film"))
+    fields = {
+        "id": "j",
+        "task": "txt2img",
+        "model": "m",
+        "width": 8,
+        "height": 8,
+        "steps": 1,
+        "guidance_scale": 1,
+        "seed": 0,
+        "created_at": 0,
+    }
+    assert JobSpec.model_validate(fields | {"loras": loras[:2]}).loras == loras[:2]
+    with pytest.raises(ValueError, match="loras film: expected each once"):
+        JobSpec.model_validate(fields | {"loras": loras})

@@ -36,6 +36,15 @@ async def test_an_unknown_adapter_is_refused_with_those_that_there_are(client: h
     assert "noir is no adapter of darkroom-small; expected one of: film, neon" in fault["detail"]
 
 
+async def test_an_adapter_given_twice_is_refused(client: httpx.AsyncClient) -> None:
+    body = {"prompt": "a pizza", "loras": [{"name": "film"}, {"name": "neon"}, {"name": "film", "weight": 0.0}]}
+    answer = await client.post("/v1/txt2img", json=body)
+    assert answer.status_code == 422
+    (fault,) = answer.json()["errors"]
+    assert fault["pointer"] == "/loras/2/name"
+    assert "film is given twice; expected each adapter once" in fault["detail"]
+
+
 async def test_names_and_weights_reach_the_job(client: httpx.AsyncClient, settings: Settings) -> None:
     body = {"prompt": "a pizza", "loras": [{"name": "film", "weight": 0.5}, {"name": "neon"}]}
     answer = await client.post("/v1/txt2img", json=body)

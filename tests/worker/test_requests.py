@@ -47,6 +47,8 @@ def test_labels_layouts_and_maps_reach_the_engine(make_spec: MakeSpec) -> None:
     ("conditioning", "given", "takes"),
     [
         ("text", {"class_label": 3}, "a prompt"),
+        ("none", {"prompt": "a face"}, "nothing that says what the picture shows"),
+        ("class", {"prompt": "", "class_label": 3, "negative_prompt": "a dog"}, "a class_label from 0 to 5"),
         ("none", {"layout": (OBJECT,)}, "nothing that says what the picture shows"),
         ("class", {"layout": (OBJECT,)}, "a class_label from 0 to 5"),
         ("layout", {"class_label": 3}, "a layout of up to 4 objects with labels from 0 to 3"),
@@ -56,8 +58,9 @@ def test_labels_layouts_and_maps_reach_the_engine(make_spec: MakeSpec) -> None:
 def test_what_the_model_does_not_take_is_refused(
     make_spec: MakeSpec, conditioning: str, given: dict[str, Any], takes: str
 ) -> None:
+    spec = make_spec(**{"prompt": "a" if conditioning == "text" else "", **given})
     with pytest.raises(BadJobError, match=f"tiny takes {takes}"):
-        picture_requests(make_spec(**given), card_of(conditioning), {})
+        picture_requests(spec, card_of(conditioning), {})
 
 
 @pytest.mark.parametrize(("name", "guides"), [("class", True), ("layout", False), ("celeba", False)])
