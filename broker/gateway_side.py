@@ -12,8 +12,12 @@ Who may see a job is the caller's business: compare `record.spec.api_key_id`.
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Final
+
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from broker import catalogue, jobs
+from broker.api_keys import KeyTable, read_table
 from broker.cancel import cancel
 from broker.connection import connect, connect_async, text
 from broker.events import START, StreamedEvent
@@ -21,6 +25,8 @@ from broker.finish import Finisher
 from broker.hub import Hub
 from broker.janitor import Cleaned, Janitor, delete_job
 from broker.jobs import JobPage, JobRecord
+from broker.queues import read_ages
+from broker.quotas import Limits
 from broker.reap import Sweeper, Swept
 from broker.rq_surface import queue_key
 from broker.signing import UrlSigner, signing_keys
@@ -30,6 +36,8 @@ from contract import keys
 from contract.card import ModelCard
 from contract.settings import Settings
 from contract.spec import JobSpec, JobStatus, Priority
+
+_KEYS_PATIENCE_SECONDS: Final = 2.0
 
 
 class JobBroker:
@@ -58,14 +66,19 @@ class JobBroker:
         await self._redis.ping()
 
     async def submit(
-        self, spec: JobSpec, idempotency_key: str | None = None, body_hash: str | None = None
+        self,
+        spec: JobSpec,
+        idempotency_key: str | None = None,
+        body_hash: str | None = None,
+        limits: Limits | None = None,
     ) -> Submitted:
         """Queues the job, all or nothing. Raises `submit.SubmitRefusedError` (queue full, rate, key used otherwise).
 
         `body_hash` is of the request as it came, before a seed is drawn; given exactly with an `idempotency_key`. Where
-        the answer is not `created`, or an error, the inputs stored for `spec.id` are the caller's to delete.
+        the answer is not `created`, or an error, the inputs stored for `spec.id` are the caller's to delete. `limits`
+        are those of the spec's API key; without them the settings' count.
         """
-        return await self._submitter.submit(spec, idempotency_key, body_hash)
+        return await self._submitter.submit(spec, idempotency_key, body_hash, limits)
 
     async def get(self, job_id: str) -> JobRecord | None:
         return await jobs.read_job(self._redis, job_id)
@@ -74,7 +87,21 @@ class JobBroker:
         self, api_key_id: str | None, status: JobStatus | None = None, limit: int = 20, cursor: str | None = None
     ) -> JobPage:
         """One API key's jobs, newest first. Raises `jobs.InvalidCursorError`."""
-        return await jobs.list_jobs(self._redis, api_key_id, status, limit, cursor)
+        return await jobs.list_jobs(self._redis, keys.jobs_of(api_key_id), status, limit, cursor)
+
+    async def list_all_jobs(
+        self, status: JobStatus | None = None, limit: int = 20, cursor: str | None = None
+    ) -> JobPage:
+        """Every API key's jobs, newest first. Raises `jobs.InvalidCursorError`."""
+        return await jobs.list_jobs(self._redis, keys.all_jobs(), status, limit, cursor)
+
+    async def api_keys(self, known: KeyTable | None) -> KeyTable:
+        """The API keys in Redis; `known` itself where nothing has changed since it was read. Soon gives up waiting."""
+        try:
+            async with asyncio.timeout(_KEYS_PATIENCE_SECONDS):
+                return await read_table(self._redis, known)
+        except TimeoutError as error:
+            raise RedisTimeoutError(f"the API keys did not come within {_KEYS_PATIENCE_SECONDS:g} s") from error
 
     async def cancel(self, job_id: str) -> JobStatus | None:
         """The status afterwards: cancelled, running (ends at its next step), or how it had ended; None: no such job."""
@@ -133,6 +160,10 @@ class JobBroker:
         for model, priority in queues:
             pipeline.llen(queue_key(keys.queue_name(model, priority)))
         return dict(zip(queues, await pipeline.execute(), strict=True))
+
+    async def queue_ages(self) -> dict[tuple[str, Priority], float]:
+        """See `queues.read_ages`, for every known model."""
+        return await read_ages(self._redis, [card.name for card in await self.cards()])
 
     async def running(self) -> int:
         """Executions that hold a lease."""

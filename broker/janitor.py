@@ -47,6 +47,7 @@ def delete_job(connection: Redis, store: Store, job_id: str) -> JobStatus | None
         rq_surface.delete_ended(job_id, text(fields[1]), pipeline)
     pipeline.delete(keys.job(job_id), keys.events(job_id), keys.preview(job_id), keys.progress(job_id))
     pipeline.delete(keys.resume(job_id))
+    pipeline.zrem(keys.all_jobs(), job_id)
     pipeline.zrem(keys.ended(), job_id)
     pipeline.zrem(keys.inputs_due(), job_id)
     pipeline.execute()

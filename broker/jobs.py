@@ -122,12 +122,12 @@ async def _with_position(connection: AsyncRedis, record: JobRecord | None) -> Jo
 
 async def list_jobs(
     connection: AsyncRedis,
-    api_key_id: str | None,
+    index: str,
     status: JobStatus | None = None,
     limit: int = 20,
     cursor: str | None = None,
 ) -> JobPage:
-    """The jobs of one API key, newest first. Raises `InvalidCursorError`.
+    """The jobs of `index`, `keys.jobs_of` one API key or `keys.all_jobs`, newest first. Raises `InvalidCursorError`.
 
     With a `status`, a page may hold fewer than `limit` jobs and still have a cursor: a call looks at only so many.
     """
@@ -135,13 +135,13 @@ async def list_jobs(
     found: list[JobRecord] = []
     scanned = 0
     while scanned < _MAX_SCANNED:
-        batch = await _batch_before(connection, keys.jobs_of(api_key_id), score, last)
+        batch = await _batch_before(connection, index, score, last)
         for (job_id, at), record in zip(
             batch, await read_jobs(connection, [job_id for job_id, _ in batch]), strict=True
         ):
             score, last, scanned = at, job_id, scanned + 1
             if record is None:
-                await connection.zrem(keys.jobs_of(api_key_id), job_id)
+                await connection.zrem(index, job_id)
             elif status is None or record.status is status:
                 found.append(record)
                 if len(found) == limit:

@@ -1,6 +1,6 @@
 """One atomic submit: idempotency, rate limit, caps, enqueue and the queued event in one script, in Redis time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from redis import Redis
@@ -9,6 +9,7 @@ from redis.asyncio import Redis as AsyncRedis
 from broker import rq_surface
 from broker.connection import text
 from broker.events import MAX_EVENTS
+from broker.quotas import Limits, Quota
 from contract import keys, metrics
 from contract.errors import ErrorCode
 from contract.events import QueuedEvent
@@ -17,45 +18,58 @@ from contract.spec import JobSpec
 
 # A retry of the whole script (redis-py repeats a command whose answer got lost) finds the job and changes nothing.
 _SUBMIT: Final = """
+local LONGEST = 30 * 86400  -- a bucket that nobody touches for so long counts as full
 local queue, rq_job, job, events, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local jobs_of, waiting, rate, deadlines, counters, rq_queues = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local line, turns, owner, deadline = KEYS[12], KEYS[13], ARGV[14], ARGV[15]
+local line, turns, all_jobs, running_limits = KEYS[12], KEYS[13], KEYS[14], KEYS[15]
+local owner, deadline, max_running = ARGV[14], ARGV[15], ARGV[16]
 local id, body_hash, max_depth, max_waiting = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local per_second, burst, patience, remember = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local event, max_events, counter, queue_member, model = ARGV[9], ARGV[10], ARGV[11], ARGV[12], ARGV[13]
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 
-if redis.call('EXISTS', rq_job) == 1 then return {'accepted', id} end
-if body_hash ~= '' then
-  local known = redis.call('HMGET', idempotency, 'body', 'job')
-  if known[1] then
-    if known[1] == body_hash then return {'repeated', known[2]} end
-    return {'mismatch', known[2]}
-  end
-end
-
 local bucket = redis.call('HMGET', rate, 'tokens', 'at')
 local since = math.max(0, now - (tonumber(bucket[2]) or now))
 local tokens = math.min(burst, (tonumber(bucket[1]) or burst) + since * per_second)
-if tokens < 1 then return {'rate_limited', tostring((1 - tokens) / per_second)} end
-local depth = redis.call('LLEN', queue)
-if depth >= max_depth then return {'queue_full', tostring(depth)} end
-if redis.call('SCARD', waiting) >= max_waiting then return {'key_full', tostring(max_waiting)} end
+local unfinished = redis.call('SCARD', waiting)
+local function say(outcome, value) return {outcome, value, tostring(tokens), unfinished} end
 
-redis.call('HSET', rate, 'tokens', tostring(tokens - 1), 'at', string.format('%.6f', now))
-redis.call('EXPIRE', rate, math.ceil(burst / per_second) + 1)
+if redis.call('EXISTS', rq_job) == 1 then return say('accepted', id) end
+if body_hash ~= '' then
+  local known = redis.call('HMGET', idempotency, 'body', 'job')
+  if known[1] then
+    if known[1] == body_hash then return say('repeated', known[2]) end
+    return say('mismatch', known[2])
+  end
+end
+
+if tokens < 1 then return say('rate_limited', tostring((1 - tokens) / per_second)) end
+local depth = redis.call('LLEN', queue)
+if depth >= max_depth then return say('queue_full', tostring(depth)) end
+if unfinished >= max_waiting then return say('key_full', tostring(max_waiting)) end
+
+tokens, unfinished = tokens - 1, unfinished + 1
+redis.call('HSET', rate, 'tokens', tostring(tokens), 'at', string.format('%.6f', now))
+redis.call('EXPIRE', rate, math.min(math.ceil(burst / per_second) + 1, LONGEST))
+if max_running ~= '' then
+  redis.call('HSET', running_limits, owner, max_running)
+else
+  redis.call('HDEL', running_limits, owner)
+end
 local fields = {}
-for i = 16, #ARGV do fields[#fields + 1] = ARGV[i] end
+for i = 17, #ARGV do fields[#fields + 1] = ARGV[i] end
 redis.call('HSET', rq_job, unpack(fields))
-redis.call('HSET', job, 'created_at', string.format('%.6f', now), 'model', model)
+redis.call('HSET', job, 'created_at', string.format('%.6f', now), 'model', model, 'owner', owner)
 if deadline ~= '' then redis.call('HSET', job, 'deadline', string.format('%.6f', now + tonumber(deadline))) end
 redis.call('SADD', rq_queues, queue_member)
 redis.call('RPUSH', queue, id)
 redis.call('RPUSH', line, id)
 redis.call('ZADD', turns, 'NX', string.format('%.6f', now), owner)
 redis.call('SADD', waiting, id)
-redis.call('ZADD', jobs_of, string.format('%d', clock[1] * 1000000 + clock[2]), id)
+local microseconds = string.format('%d', clock[1] * 1000000 + clock[2])
+redis.call('ZADD', jobs_of, microseconds, id)
+redis.call('ZADD', all_jobs, microseconds, id)
 redis.call('ZADD', deadlines, string.format('%.6f', now + patience), id)
 redis.call('HINCRBY', counters, counter, 1)
 redis.call('XADD', events, 'MAXLEN', max_events, '*', 'event', event)
@@ -63,7 +77,7 @@ if body_hash ~= '' then
   redis.call('HSET', idempotency, 'body', body_hash, 'job', id)
   redis.call('EXPIRE', idempotency, remember)
 end
-return {'accepted', id}
+return say('accepted', id)
 """
 _QUEUE_FULL_RETRY_SECONDS: Final = 5.0
 
@@ -74,14 +88,16 @@ class Submitted:
 
     job_id: str
     created: bool
+    quota: Quota = field(compare=False)
 
 
 class SubmitRefusedError(Exception):
     """Nothing was queued. `code` is queue_full, rate_limited or idempotency_mismatch; `retry_after` in seconds."""
 
-    def __init__(self, code: ErrorCode, detail: str, retry_after: float | None = None) -> None:
+    def __init__(self, code: ErrorCode, detail: str, quota: Quota, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.code = code
+        self.quota = quota
         self.retry_after = retry_after
 
 
@@ -94,18 +110,24 @@ class Submitter:
         self._rq_connection = Redis()  # RQ wants one to build a job; it never connects
 
     async def submit(
-        self, spec: JobSpec, idempotency_key: str | None = None, body_hash: str | None = None
+        self,
+        spec: JobSpec,
+        idempotency_key: str | None = None,
+        body_hash: str | None = None,
+        limits: Limits | None = None,
     ) -> Submitted:
         """Queues `spec` or raises `SubmitRefusedError`.
 
         `body_hash` identifies the request's body, taken before a seed is drawn; required with an `idempotency_key`.
+        `limits` are those of the spec's API key; without them the settings' count.
         """
         if (idempotency_key is None) != (body_hash is None):
             raise ValueError("idempotency_key and body_hash go together: give both or neither")
-        answer, value = await self._script(
-            keys=self._keys(spec, idempotency_key), args=self._arguments(spec, body_hash)
+        limits = limits or Limits.of(self._settings)
+        answer, value, tokens, unfinished = await self._script(
+            keys=self._keys(spec, idempotency_key), args=self._arguments(spec, body_hash, limits)
         )
-        return self._outcome(spec, text(answer), text(value))
+        return _outcome(spec, text(answer), text(value), Quota(limits, float(tokens), unfinished))
 
     def _keys(self, spec: JobSpec, idempotency_key: str | None) -> list[str]:
         queue = keys.queue_name(spec.model, spec.priority)
@@ -123,9 +145,11 @@ class Submitter:
             rq_surface.QUEUES_KEY,
             keys.line(queue, spec.api_key_id),
             keys.turns(queue),
+            keys.all_jobs(),
+            keys.running_limits(),
         ]
 
-    def _arguments(self, spec: JobSpec, body_hash: str | None) -> list[str | bytes | int | float]:
+    def _arguments(self, spec: JobSpec, body_hash: str | None, limits: Limits) -> list[str | bytes | int | float]:
         settings = self._settings
         queue = keys.queue_name(spec.model, spec.priority)
         fields = rq_surface.job_fields(spec, queue, self._rq_connection)
@@ -133,9 +157,9 @@ class Submitter:
             spec.id,
             body_hash or "",
             settings.max_queue_depth,
-            settings.max_waiting_per_key,
-            settings.rate_per_second,
-            settings.rate_burst,
+            limits.max_waiting,
+            limits.rate_per_second,
+            limits.rate_burst,
             min(settings.queue_deadline_seconds, spec.deadline_seconds or settings.queue_deadline_seconds),
             settings.idempotency_seconds,
             QueuedEvent().model_dump_json(),
@@ -145,26 +169,31 @@ class Submitter:
             spec.model,
             spec.api_key_id or keys.ANONYMOUS,
             spec.deadline_seconds or "",
+            limits.max_running or "",
             *(part for pair in fields.items() for part in pair),
         ]
 
-    def _outcome(self, spec: JobSpec, answer: str, value: str) -> Submitted:
-        if answer in ("accepted", "repeated"):
-            return Submitted(value, created=answer == "accepted")
-        if answer == "mismatch":
-            raise SubmitRefusedError(
-                ErrorCode.IDEMPOTENCY_MISMATCH,
-                f"this Idempotency-Key made job {value} from another body; repeat that body or use a new key",
-            )
-        if answer == "rate_limited":
-            raise SubmitRefusedError(
-                ErrorCode.RATE_LIMITED,
-                f"more than {self._settings.rate_per_second:g} requests per second; wait and repeat the request",
-                float(value),
-            )
-        whose = "your unfinished jobs" if answer == "key_full" else "the waiting jobs"
+
+def _outcome(spec: JobSpec, answer: str, value: str, quota: Quota) -> Submitted:
+    if answer in ("accepted", "repeated"):
+        return Submitted(value, answer == "accepted", quota)
+    if answer == "mismatch":
         raise SubmitRefusedError(
-            ErrorCode.QUEUE_FULL,
-            f"{whose} for {spec.model} have reached the limit of {value}; wait for some to end and repeat the request",
-            _QUEUE_FULL_RETRY_SECONDS,
+            ErrorCode.IDEMPOTENCY_MISMATCH,
+            f"this Idempotency-Key made job {value} from another body; repeat that body or use a new key",
+            quota,
         )
+    if answer == "rate_limited":
+        raise SubmitRefusedError(
+            ErrorCode.RATE_LIMITED,
+            f"more than {quota.limits.rate_per_second:g} requests per second; wait and repeat the request",
+            quota,
+            float(value),
+        )
+    whose = "your unfinished jobs" if answer == "key_full" else "the waiting jobs"
+    raise SubmitRefusedError(
+        ErrorCode.QUEUE_FULL,
+        f"{whose} for {spec.model} have reached the limit of {value}; wait for some to end and repeat the request",
+        quota,
+        _QUEUE_FULL_RETRY_SECONDS,
+    )

@@ -28,6 +28,7 @@ _TAKE: Final = (
     f"""
 local RQ_JOB, JOB = '{rq_surface.job_key("")}', '{keys.job("")}'
 local EVENTS, RESUME = '{keys.events("")}', '{keys.resume("")}'
+local RUNNING_LIMITS, RUNNING = '{keys.running_limits()}', '{keys.running_prefix()}'
 local MAX_EVENTS, REMEMBER = {MAX_EVENTS}, {_REMEMBER_SECONDS}
 {rq_surface.LUA_START}
 """
@@ -60,6 +61,8 @@ local function start(queue, id)
   redis.call('XADD', EVENTS .. id, 'MAXLEN', MAX_EVENTS, '*', 'event', (string.gsub(event, '@', execution, 1)))
   local deadline = redis.call('HGET', JOB .. id, 'deadline')
   if deadline then redis.call('ZADD', deadlines, deadline, id) else redis.call('ZREM', deadlines, id) end
+  local owner = redis.call('HGET', JOB .. id, 'owner')
+  if owner and redis.call('HEXISTS', RUNNING_LIMITS, owner) == 1 then redis.call('SADD', RUNNING .. owner, id) end
   started[#started + 1] = {id, queue.name}
   tell(id, queue.name, execution)
   return true
@@ -70,15 +73,45 @@ local function done()
   return answer
 end
 
+-- Whether as many jobs of this API key run as may.
+local function is_busy(owner)
+  local most = tonumber(redis.call('HGET', RUNNING_LIMITS, owner) or math.huge)
+  if redis.call('SCARD', RUNNING .. owner) < most then return false end
+  for _, id in ipairs(redis.call('SMEMBERS', RUNNING .. owner)) do
+    if redis.call('HGET', RQ_JOB .. id, 'status') ~= 'started' then redis.call('SREM', RUNNING .. owner, id) end
+  end
+  return redis.call('SCARD', RUNNING .. owner) >= most
+end
+
+-- The API key whose turn it is, of those with jobs in line that may start; and whether one was passed over.
+local function whose_turn(queue)
+  local passed = 0
+  while true do
+    local owner = redis.call('ZRANGE', queue.turns, passed, passed)[1]
+    if not owner then return nil, passed > 0 end
+    if redis.call('EXISTS', queue.line .. owner) == 0 then
+      redis.call('ZREM', queue.turns, owner)
+    elseif is_busy(owner) then
+      passed = passed + 1
+    else
+      return owner, passed > 0
+    end
+  end
+end
+
 -- What came back first, then the API key whose last turn is longest ago, then what RQ's own tools put into the list.
 local function next_id(queue)
   while true do
-    local id, owner = redis.call('LPOP', queue.returned), nil
+    local id, owner, passed = redis.call('LPOP', queue.returned), nil, false
     if not id then
-      owner = redis.call('ZRANGE', queue.turns, 0, 0)[1]
-      if not owner then return redis.call('LPOP', queue.list) end
-      id = redis.call('LPOP', queue.line .. owner)
-      if not id then redis.call('ZREM', queue.turns, owner) end
+      owner, passed = whose_turn(queue)
+      if owner then
+        id = redis.call('LPOP', queue.line .. owner)
+      elseif passed then
+        return nil
+      else
+        return redis.call('LPOP', queue.list)
+      end
     end
     if id and redis.call('LREM', queue.list, 1, id) == 1 then
       if owner then redis.call('ZADD', queue.turns, string.format('%.6f', now + #started / 1000000), owner) end

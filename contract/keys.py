@@ -48,9 +48,19 @@ def idempotency(api_key_id: str | None, idempotency_key: str) -> str:
     return f"darkroom:idempotency:{api_key_id or ANONYMOUS}:{sha256(idempotency_key.encode()).hexdigest()}"
 
 
+def idempotency_claim(api_key_id: str | None, idempotency_key: str) -> str:
+    """Token of the request that is on its way to the queue under this Idempotency-Key."""
+    return idempotency(api_key_id, idempotency_key).replace(":idempotency:", ":idempotency-claim:", 1)
+
+
 def jobs_of(api_key_id: str | None) -> str:
     """Sorted set of one API key's jobs by submit time."""
     return f"darkroom:jobs:{api_key_id or ANONYMOUS}"
+
+
+def all_jobs() -> str:
+    """Sorted set of every API key's jobs by submit time."""
+    return "darkroom:all-jobs"
 
 
 def waiting(api_key_id: str | None, model: str) -> str:
@@ -95,6 +105,30 @@ def last_take(worker_name: str) -> str:
 def rate(api_key_id: str | None) -> str:
     """Token bucket of one API key."""
     return f"darkroom:rate:{api_key_id or ANONYMOUS}"
+
+
+def running_limits() -> str:
+    """Hash of API key to the number of jobs that it may have in workers at once, of those that are limited so."""
+    return "darkroom:running-limits"
+
+
+def running(api_key_id: str | None) -> str:
+    """Set of the running jobs of an API key so limited, and of some that ran: `take` drops those when it counts."""
+    return f"{running_prefix()}{api_key_id or ANONYMOUS}"
+
+
+def running_prefix() -> str:
+    return "darkroom:running:"
+
+
+def api_keys() -> str:
+    """Hash of id to ApiKey JSON; revoked keys stay in it."""
+    return "darkroom:api-keys"
+
+
+def api_keys_version() -> str:
+    """Another text after every change of `api_keys()`."""
+    return "darkroom:api-keys-version"
 
 
 def deadlines() -> str:

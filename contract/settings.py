@@ -30,7 +30,14 @@ class Settings(BaseSettings):
     )
 
     # Who may call
-    api_keys: Secrets = Field(default=(), description="accepted API keys, comma-separated; none: the gateway is open")
+    api_keys: Secrets = Field(
+        default=(),
+        description="accepted API keys beside those of `darkroom keys`, comma-separated; they submit and read",
+    )
+    allow_anonymous: bool | None = Field(
+        default=None,
+        description="serve callers without a key as long as no key was ever made; default: only on a loopback address",
+    )
     signing_keys: Secrets = Field(
         default=(),
         description="keys that sign picture URLs: the first signs, all verify; none: one is kept in Redis",
@@ -40,8 +47,16 @@ class Settings(BaseSettings):
 
     # Limits on a request
     max_body_bytes: int = Field(default=20 * 2**20, ge=1024, description="largest request body")
+    max_held_bytes: int = Field(
+        default=256 * 2**20,
+        ge=1024,
+        description="request bodies that a gateway holds at once; beyond it large ones get a 429",
+    )
     max_pixels: int = Field(default=2048 * 2048, ge=64, description="largest width times height of any picture")
     max_side: int = Field(default=4096, ge=8, le=16384, description="longest side of any picture")
+    max_picture_ratio: float = Field(
+        default=64.0, ge=1, description="longer side of a picture that is sent, over its shorter side"
+    )
     max_steps: int = Field(default=150, ge=1, le=1000, description="most denoising steps of a job")
     max_pictures: int = Field(default=8, ge=1, le=64, description="most pictures of a job (n)")
     max_prompt_chars: int = Field(default=4000, ge=1, description="longest prompt and negative prompt, in characters")
@@ -50,6 +65,9 @@ class Settings(BaseSettings):
     # Limits on the queues
     max_queue_depth: int = Field(default=1000, ge=1, description="jobs that may wait in one queue")
     max_waiting_per_key: int = Field(default=500, ge=1, description="unfinished jobs of one API key for one model")
+    max_running_per_key: int | None = Field(
+        default=None, ge=1, description="jobs of one API key in workers at once; its others wait; default: any number"
+    )
     rate_per_second: float = Field(default=50.0, gt=0, description="sustained submits per second of one API key")
     rate_burst: int = Field(default=200, ge=1, description="submits of one API key at once")
     queue_deadline_seconds: float = Field(default=86400.0, gt=0, description="longest wait in a queue")
