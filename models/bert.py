@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import BertTokenizer
 
 from models.config import UnsupportedStructure
-from models.config.fields import check_sizes
+from models.config.fields import MOST_LAYERS, check_sizes
 from models.text import STEM, TextConditioner, load_tokenizer, save_tokenizer
+from models.weights_io.configs import read_config
 from models.weights_io.files import Reading
-from models.weights_io.tensors import LazyTensor, WeightsError, assign, read_json, write_json, write_tensors
+from models.weights_io.tensors import LazyTensor, WeightsError, assign, write_json, write_tensors
 
 PREFIX = "model."
 """Before every key of an LDMBertModel but those of `to_logits`, which nothing uses."""
@@ -40,6 +41,7 @@ class BertConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self, *(field.name for field in dataclasses.fields(self)))
+        check_sizes(self, "encoder_layers", most=MOST_LAYERS)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -140,7 +142,7 @@ class BertEncoder(TextConditioner):
     def load(cls, folder: Path, reading: Reading = Reading()) -> BertEncoder:  # noqa: B008  # frozen
         """From `folder`/tokenizer and `folder`/bert of a diffusers folder; reaches no hub. Raises WeightsError."""
         tokenizer = load_tokenizer(folder / "tokenizer", BertTokenizer, "vocab.txt")
-        config = BertConfig.from_dict(read_json(folder / "bert" / "config.json"))
+        config = read_config(folder / "bert" / "config.json", BertConfig.from_dict)
         if len(tokenizer) > config.vocab_size:
             raise WeightsError(
                 f"{folder}: the tokenizer has {len(tokenizer)} tokens, the transformer only {config.vocab_size}"

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from models.conditioning import Condition, Conditioner
 from models.config.fields import check_sizes, known_fields
 from models.text import STEM
+from models.weights_io.configs import read_config
 from models.weights_io.files import Reading
-from models.weights_io.tensors import LazyTensor, assign, read_json, write_json, write_tensors
+from models.weights_io.tensors import LazyTensor, assign, write_json, write_tensors
 
 FOLDER = "class_encoder"
 
@@ -51,7 +52,8 @@ class ClassEncoder(Conditioner):
     @classmethod
     def load(cls, folder: Path, reading: Reading = Reading()) -> ClassEncoder:  # noqa: B008  # frozen
         """From `folder`/class_encoder. Raises WeightsError."""
-        config = ClassConfig(**known_fields(ClassConfig, read_json(folder / FOLDER / "config.json"), {}))
+        path = folder / FOLDER / "config.json"
+        config = read_config(path, lambda data: ClassConfig(**known_fields(ClassConfig, data, {})))
         return cls.of_tensors(config, *reading.weights(folder / FOLDER, STEM), reading.dtype)
 
     def save(self, folder: Path, dtype: torch.dtype | None) -> None:

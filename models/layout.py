@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,8 +20,9 @@ from torch import Tensor
 from models.bert import BertConfig, BertTransformer
 from models.conditioning import Condition, Conditioner
 from models.config.fields import check_sizes, known_fields
+from models.weights_io.configs import read_config
 from models.weights_io.files import Reading
-from models.weights_io.tensors import read_json, write_json
+from models.weights_io.tensors import write_json
 
 FOLDER = "layout_encoder"
 Box = tuple[float, float, float, float]
@@ -64,6 +66,13 @@ class LayoutConfig:
             got = self.transformer.max_position_embeddings
             raise ValueError(f"max_objects={self.max_objects} make {length} tokens; the transformer reads {got}")
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        transformer = data.get("transformer", {})
+        if not isinstance(transformer, dict):
+            raise ValueError(f"transformer={transformer!r}: expected its config")
+        return cls(**known_fields(cls, {**data, "transformer": BertConfig.from_dict(transformer)}, {}))
+
     @property
     def none(self) -> int:
         """The token of an empty place."""
@@ -89,10 +98,8 @@ class LayoutEncoder(Conditioner):
     @classmethod
     def load(cls, folder: Path, reading: Reading = Reading()) -> LayoutEncoder:  # noqa: B008  # frozen
         """From `folder`/layout_encoder. Raises WeightsError."""
-        data = read_json(folder / FOLDER / "config.json")
-        transformer = BertConfig.from_dict(data.get("transformer", {}))
-        config = LayoutConfig(**{**known_fields(LayoutConfig, data, {}), "transformer": transformer})
-        return cls(config, BertTransformer.load(transformer, folder / FOLDER, reading))
+        config = read_config(folder / FOLDER / "config.json", LayoutConfig.from_dict)
+        return cls(config, BertTransformer.load(config.transformer, folder / FOLDER, reading))
 
     def save(self, folder: Path, dtype: torch.dtype | None) -> None:
         write_json(folder / FOLDER / "config.json", dataclasses.asdict(self.config))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from transformers import (
 )
 
 from models.conditioning import Condition, Conditioner
+from models.config.fields import MOST_LAYERS, check_choices, check_sizes
+from models.weights_io.configs import read_config
 from models.weights_io.files import Reading
 from models.weights_io.tensors import LazyTensor, WeightsError, assign, read_json, write_json, write_tensors
 
@@ -118,9 +120,22 @@ def read_clip(kind: type[Clip], folder: Path, reading: Reading, tokenizer: Token
 
     (transformers' own loader only warns of a missing key and goes on with random weights.)
     """
-    config = CLIPTextConfig.from_dict(read_json(folder / "config.json"))
+    config = read_config(folder / "config.json", _clip_config)
     tensors, path = reading.weights(folder, STEM)
     return clip_of_tensors(kind, config, tensors, path, reading.dtype, tokenizer)
+
+
+def _clip_config(data: Mapping[str, Any]) -> CLIPTextConfig:
+    """Raises UnsupportedStructure, ValueError."""
+    try:
+        config: CLIPTextConfig = CLIPTextConfig.from_dict(dict(data))
+    except Exception as error:  # those of a validator that transformers takes from elsewhere
+        raise ValueError(f"no config of a CLIPTextModel: {error}") from error
+    check_sizes(config, "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")
+    check_sizes(config, "max_position_embeddings")
+    check_sizes(config, "num_hidden_layers", most=MOST_LAYERS)
+    check_choices(config, hidden_act=("gelu", "quick_gelu"))
+    return config
 
 
 def clip_of_tensors(

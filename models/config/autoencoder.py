@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
-from models.config.fields import UnsupportedStructure, check_groups, check_sizes, known_fields
+from models.config.fields import MOST_LAYERS, UnsupportedStructure, check_groups, check_sizes, known_fields, strings
 
 _DOWN: Final = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 _UP: Final = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
@@ -46,7 +46,10 @@ class AutoencoderConfig:
     force_upcast: bool = True
 
     def __post_init__(self) -> None:
-        check_sizes(self, "in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+        check_sizes(self, "in_channels", "out_channels", "latent_channels", "norm_num_groups")
+        check_sizes(self, "layers_per_block", most=MOST_LAYERS)
+        if self.scaling_factor <= 0:
+            raise ValueError(f"scaling_factor={self.scaling_factor}: expected more than 0")
         check_groups(self.block_out_channels, self.norm_num_groups)
         outside = [level for level in self.attention_levels if not 0 <= level < len(self.block_out_channels)]
         if outside:
@@ -70,9 +73,13 @@ class AutoencoderConfig:
         vq = name == "VQModel"
         data = {**(_VQ_ABSENT if vq else _KL_ABSENT), **data}
         own = _take_codebook(data) if vq else {}
-        own["attention_levels"] = _take_attention_levels(data)
+        attention: dict[str, Any] = {
+            name: data.pop(name) for name in ("down_block_types", "up_block_types") if name in data
+        }
         without = ("attention_levels", "codebook_size", *(("use_quant_conv", "use_post_quant_conv") if vq else ()))
-        return cls(**{**known_fields(cls, data, _VQ_OFF if vq else _KL_OFF, without=without), **own})
+        known = known_fields(cls, data, _VQ_OFF if vq else _KL_OFF, without=without)
+        own["attention_levels"] = _attention_levels(attention, len(known["block_out_channels"]))
+        return cls(**{**known, **own})
 
     def to_dict(self) -> dict[str, Any]:
         levels = range(len(self.block_out_channels))
@@ -95,15 +102,17 @@ def _take_codebook(data: dict[str, Any]) -> dict[str, Any]:
     if data.pop("vq_embed_dim", None) not in (None, data["latent_channels"]):
         raise UnsupportedStructure(f"vq_embed_dim: expected None or latent_channels={data['latent_channels']}")
     data.pop("scaling_factor", None)
-    return {"codebook_size": data.pop("num_vq_embeddings"), "scaling_factor": 1.0}
+    size = data.pop("num_vq_embeddings")
+    if type(size) is not int:
+        raise UnsupportedStructure(f"num_vq_embeddings={size!r}: expected the number of codes")
+    return {"codebook_size": size, "scaling_factor": 1.0}
 
 
-def _take_attention_levels(data: dict[str, Any]) -> tuple[int, ...]:
-    levels = len(data["block_out_channels"])
-    down = data.pop("down_block_types", [_DOWN[0]] * levels)
-    up = data.pop("up_block_types", [_UP[0]] * levels)
-    found = _attention_levels(down, _DOWN)
-    if len(down) != levels or found is None or found != _attention_levels(list(reversed(up)), _UP) or len(up) != levels:
+def _attention_levels(data: Mapping[str, Any], levels: int) -> tuple[int, ...]:
+    down = strings({"down_block_types": [_DOWN[0]] * levels, **data}, "down_block_types")
+    up = strings({"up_block_types": [_UP[0]] * levels, **data}, "up_block_types")
+    found = _with_attention(down, _DOWN)
+    if len(down) != levels or found is None or found != _with_attention(up[::-1], _UP) or len(up) != levels:
         raise UnsupportedStructure(
             f"down_block_types={down}, up_block_types={up}: expected one of {_DOWN} and of {_UP} per level "
             f"({levels}), with attention at the same levels"
@@ -111,7 +120,7 @@ def _take_attention_levels(data: dict[str, Any]) -> tuple[int, ...]:
     return found
 
 
-def _attention_levels(blocks: Sequence[str], names: tuple[str, str]) -> tuple[int, ...] | None:
+def _with_attention(blocks: Sequence[str], names: tuple[str, str]) -> tuple[int, ...] | None:
     if not set(blocks) <= set(names):
         return None
     return tuple(level for level, block in enumerate(blocks) if block == names[1])

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+LARGEST: Final = 2**20
+"""No size of a published model comes near; a much larger one would never be built, or overflow."""
+MOST_LAYERS: Final = 256
 
 
 class UnsupportedStructure(ValueError):
@@ -22,14 +28,46 @@ def known_fields(
         if key not in off or value not in off[key]:
             allowed = " or ".join(map(repr, off[key])) if key in off else "its absence"
             raise UnsupportedStructure(f"{cls.__name__}: {key}={value!r} is not supported; expected {allowed}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in names}
+    hints = get_type_hints(cls)
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in names}
+    for key, value in values.items():
+        if not _is_a(value, hints[key]):
+            expected = getattr(hints[key], "__name__", str(hints[key]))
+            raise UnsupportedStructure(f"{cls.__name__}: {key}={data[key]!r}; expected {expected}")
+    return values
 
 
-def check_sizes(config: object, *names: str) -> None:
+def _is_a(value: object, hint: Any) -> bool:
+    """Whether a value from JSON, its lists made tuples, is what a field's annotation says."""
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_is_a(value, one) for one in inner)
+    if get_origin(hint) is Literal:
+        return value in inner
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and len(value) > 0 and all(_is_a(one, inner[0]) for one in value)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    if hint is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, hint)
+
+
+def strings(data: Mapping[str, Any], name: str) -> list[str]:
+    """Raises UnsupportedStructure for what is no list of strings."""
+    value = data[name]
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+        raise UnsupportedStructure(f"{name}={value!r}; expected a list of strings")
+    return list(value)
+
+
+def check_sizes(config: object, *names: str, most: int = LARGEST) -> None:
     for name in names:
         value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise UnsupportedStructure(f"{type(config).__name__}: {name}={value!r}; expected one positive integer")
+        if not isinstance(value, int) or not 1 <= value <= most:
+            raise UnsupportedStructure(
+                f"{type(config).__name__}: {name}={value!r}; expected one integer from 1 to {most}"
+            )
 
 
 def check_choices(config: object, **choices: Collection[Any]) -> None:
@@ -44,13 +82,15 @@ def check_choices(config: object, **choices: Collection[Any]) -> None:
 
 def check_groups(widths: Collection[int], groups: int, name: str = "norm_num_groups") -> None:
     for channels in widths:
+        if not 1 <= channels <= LARGEST:
+            raise ValueError(f"block_out_channels of {channels}; expected 1 to {LARGEST}")
         if channels % groups:
             raise ValueError(f"{channels} channels cannot be split into {name}={groups}")
 
 
 def sides(sample_size: int | tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) of a `sample_size`, which may be one number for both."""
-    if isinstance(sample_size, int):
-        return (sample_size, sample_size)
-    height, width = sample_size
-    return (height, width)
+    """(height, width) of a `sample_size`, which may be one number for both. Raises ValueError for what cannot be."""
+    both = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    if len(both) != 2 or not all(1 <= side <= LARGEST for side in both):
+        raise ValueError(f"sample_size={sample_size}; expected one side, or height and width, from 1 to {LARGEST}")
+    return both[0], both[1]

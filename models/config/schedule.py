@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from models.config.fields import UnsupportedStructure, known_fields
+from models.config.fields import UnsupportedStructure, check_sizes, known_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,8 @@ class ScheduleConfig:
     set_alpha_to_one: bool = False
     rescale_betas_zero_snr: bool = False
 
-    # diffusers' latent pipelines never clip latents, whatever the file says (its DDIMScheduler default is True).
+    # Latents are never clipped, whatever a file says: the original code does not, nor do diffusers' pipelines of Stable
+    # Diffusion (though its DDIMScheduler would).
     _OFF: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "clip_sample": (False, True),
         "clip_sample_range": (1.0, 1),
@@ -59,9 +60,15 @@ class ScheduleConfig:
         "beta_end": 0.02,
         "beta_schedule": "linear",
         "timestep_spacing": None,
+        "steps_offset": 0,
     }
 
     def __post_init__(self) -> None:
+        check_sizes(self, "num_train_timesteps")
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"betas from {self.beta_start} to {self.beta_end}: expected to rise between 0 and 1")
+        if self.steps_offset < 0:
+            raise ValueError(f"steps_offset={self.steps_offset}: expected 0 or more")
         for name, allowed in (
             ("beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2")),
             ("prediction_type", ("epsilon", "v_prediction", "sample")),

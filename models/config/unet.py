@@ -9,7 +9,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
-from models.config.fields import UnsupportedStructure, check_choices, check_groups, check_sizes, known_fields, sides
+from models.config.fields import (
+    MOST_LAYERS,
+    UnsupportedStructure,
+    check_choices,
+    check_groups,
+    check_sizes,
+    known_fields,
+    sides,
+    strings,
+)
 
 T = TypeVar("T", int, bool)
 Off = dict[str, tuple[Any, ...]]
@@ -130,11 +139,16 @@ class UNetConfig:
     add_attention: bool = True
 
     def __post_init__(self) -> None:
-        check_sizes(self, "in_channels", "out_channels", "layers_per_block", "norm_num_groups")
-        if min(self.depths) < 1:
-            raise ValueError(f"transformer_layers_per_block={self.transformer_layers_per_block}: expected 1 or more")
-        if self.cross_attention_dim is not None:
-            check_sizes(self, "cross_attention_dim")
+        check_sizes(self, "in_channels", "out_channels", "norm_num_groups")
+        check_sizes(self, "layers_per_block", most=MOST_LAYERS)
+        if not all(1 <= depth <= MOST_LAYERS for depth in self.depths):
+            raise ValueError(f"transformer_layers_per_block of {self.depths}: expected 1 or more, to {MOST_LAYERS}")
+        for name in ("cross_attention_dim", "num_class_embeds", "attn_norm_num_groups"):
+            if getattr(self, name) is not None:
+                check_sizes(self, name)
+        if self.norm_eps <= 0:
+            raise ValueError(f"norm_eps={self.norm_eps}: expected more than 0")
+        sides(self.sample_size)
         check_choices(self, resnet_time_scale_shift=("default", "scale_shift"))
         check_choices(self, downsample_type=("conv", "resnet"), upsample_type=("conv", "resnet"))
         check_choices(self, addition_embed_type=(None, "text_time"))
@@ -187,7 +201,7 @@ class UNetConfig:
         if self.attention_head_dim is None and self.cross_attention_dim is not None:
             raise UnsupportedStructure("attention_head_dim=None: expected a number of heads")
         what = "heads of width" if self.cross_attention_dim is None else "a number of attention heads of"
-        numbers = self._per_level(self.attention_head_dim or 1)
+        numbers = self._per_level(1 if self.attention_head_dim is None else self.attention_head_dim)
         middle = len(numbers) - 1
         for level, (channels, number) in enumerate(zip(self.block_out_channels, numbers, strict=True)):
             blocks = (self.down_block_types[level], self.up_block_types[middle - level])
@@ -255,7 +269,7 @@ class UNetConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Raises UnsupportedStructure for what these modules do not implement."""
-        name = data.get("_class_name", "UNet2DConditionModel")
+        name = str(data.get("_class_name", "UNet2DConditionModel"))
         if name not in _FAMILIES:
             raise UnsupportedStructure(f"a UNet of class {name!r} is not supported; expected {' or '.join(_FAMILIES)}")
         family = _FAMILIES[name]
@@ -282,5 +296,5 @@ def _present(data: Mapping[str, Any]) -> dict[str, Any]:
     data.pop("num_train_timesteps", None)  # the size of a learned time embedding, which none of these has
     for name in ("down_block_types", "up_block_types"):
         if name in data:
-            data[name] = [block.removeprefix("UNetRes") for block in data[name]]
+            data[name] = [block.removeprefix("UNetRes") for block in strings(data, name)]
     return data

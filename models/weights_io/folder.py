@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
@@ -19,6 +23,7 @@ from models.schedule import NoiseSchedule
 from models.text import TextEncoder
 from models.text_pair import EMPTY_IS_ZERO, TextPairEncoder
 from models.unet import UNet
+from models.weights_io.configs import read_config
 from models.weights_io.files import Reading
 from models.weights_io.tensors import LazyTensor, WeightsError, assign, read_json, write_json, write_tensors
 
@@ -37,6 +42,11 @@ _CONDITIONERS: Final[Mapping[str, _Kind]] = {
 """By the folder of their weights."""
 SEMANTIC: Final = "semantic"
 
+# What diffusers' pipelines of Stable Diffusion have whatever their folders' files say, or where these say nothing.
+_STEPS_OFFSET: Final = 1
+_UPSCALER_SCALE: Final = 0.08333
+_SIDE: Final = 64
+
 
 class Parts(NamedTuple):
     """What `LatentDiffusion` is assembled from, in the order of its arguments."""
@@ -53,23 +63,41 @@ def load_folder(folder: Path, reading: Reading) -> Parts:
     """Raises as `load_parts`. What `model_index.json` does not name, or calls null, is not there."""
     index = read_json(folder / "model_index.json")
     parts = {name for name, what in index.items() if isinstance(what, list) and what and what[0] is not None}
+    first_stage = "vqvae" if "vqvae" in parts else "vae"
+    if missing := {"unet", first_stage, "scheduler"} - parts:
+        raise WeightsError(
+            f"{folder / 'model_index.json'} names no {' and no '.join(sorted(missing))}; expected a pipeline of latent "
+            "diffusion with a UNet, in PyTorch"
+        )
     conditioners = [kind for name, kind in _CONDITIONERS.items() if name in parts]
+    upscaler = "low_res_scheduler" in parts
+    stable = conditioners[:1] == [TextEncoder] and not upscaler
     return Parts(
-        unet=_load_unet(folder / "unet", reading),
-        autoencoder=_load_autoencoder(folder / ("vqvae" if "vqvae" in parts else "vae"), reading),
+        unet=_load_unet(folder / "unet", reading, stable=stable),
+        autoencoder=_load_autoencoder(folder / first_stage, reading, upscaler=upscaler),
         conditioner=conditioners[0].load(folder, reading) if conditioners else None,
-        schedule=_load_schedule(folder / "scheduler"),
-        low_res_schedule=_load_schedule(folder / "low_res_scheduler") if "low_res_scheduler" in parts else None,
+        schedule=_load_schedule(folder / "scheduler", {"steps_offset": _STEPS_OFFSET} if stable else {}),
+        low_res_schedule=_load_schedule(folder / "low_res_scheduler") if upscaler else None,
         semantic=_load_semantic(folder / SEMANTIC, reading) if SEMANTIC in parts else None,
     )
 
 
-def _load_schedule(folder: Path) -> NoiseSchedule:
-    return NoiseSchedule(ScheduleConfig.from_dict(read_json(folder / "scheduler_config.json")))
+def _load_schedule(folder: Path, insisted: Mapping[str, Any] = MappingProxyType({})) -> NoiseSchedule:
+    path = folder / "scheduler_config.json"
+    return NoiseSchedule(read_config(path, lambda data: ScheduleConfig.from_dict({**data, **insisted})))
 
 
-def _load_unet(folder: Path, reading: Reading) -> UNet:
-    config = UNetConfig.from_dict(read_json(folder / "config.json"))
+def unet_config(data: Mapping[str, Any], *, stable: bool) -> UNetConfig:
+    """Of a config.json, of Stable Diffusion if `stable`: its files gave the wrong size before diffusers 0.9."""
+    config = UNetConfig.from_dict(data)
+    version = re.match(r"0\.(\d+)\.", str(data.get("_diffusers_version")))
+    if stable and version and int(version[1]) < 9 and min(config.size) < _SIDE:
+        return dataclasses.replace(config, sample_size=_SIDE)
+    return config
+
+
+def _load_unet(folder: Path, reading: Reading, *, stable: bool) -> UNet:
+    config = read_config(folder / "config.json", functools.partial(unet_config, stable=stable))
     with torch.device("meta"):
         unet = UNet(config)
     tensors, path = reading.weights(folder, STEM)
@@ -77,8 +105,9 @@ def _load_unet(folder: Path, reading: Reading) -> UNet:
     return unet
 
 
-def _load_autoencoder(folder: Path, reading: Reading) -> Autoencoder:
-    config = AutoencoderConfig.from_dict(read_json(folder / "config.json"))
+def _load_autoencoder(folder: Path, reading: Reading, *, upscaler: bool) -> Autoencoder:
+    absent = {"scaling_factor": _UPSCALER_SCALE} if upscaler else {}
+    config = read_config(folder / "config.json", lambda data: AutoencoderConfig.from_dict({**absent, **data}))
     with torch.device("meta"):
         autoencoder = Autoencoder(config)
     tensors, path = reading.weights(folder, STEM)

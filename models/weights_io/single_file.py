@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from models.config import ScheduleConfig, UnsupportedStructure
 from models.schedule import NoiseSchedule
 from models.weights_io import original, recognise
+from models.weights_io.configs import understood
 from models.weights_io.families import ConditionerKind, Family, PredictionType, Signs, family_of
 from models.weights_io.files import Reading
 from models.weights_io.folder import Parts
@@ -94,7 +95,8 @@ def _examined(
     """What the file holds, the parts to make of it, and the tensors that these take."""
     tensors = reading.open(path)
     known = recognised(tensors, path)
-    parts = _parts(known, tensors, told, original.Target(path, reading.dtype, told.tokenizer))
+    target = original.Target(path, reading.dtype, told.tokenizer)
+    parts = understood(path, lambda: _parts(known, tensors, told, target))
     ema = known.has_ema and (known.family.use_ema if told.ema is None else told.ema)
     used = _averaged(tensors) if ema else dict(tensors)
     expected = {source.key: source.shape for part in parts.values() for source in part.sources.values()}
@@ -112,7 +114,11 @@ def _parts(
     shapes, family = _shapes(tensors), known.family
     size = family.size(told.prediction_type)
     # LDM measured some of its models' latents, and left the factor in the file.
-    scale = float(tensors["scale_factor"].read()) if "scale_factor" in tensors else family.scaling_factor
+    scale = family.scaling_factor
+    if "scale_factor" in tensors:
+        if shapes["scale_factor"] not in ((), (1,)):
+            raise ValueError(f"scale_factor is {list(shapes['scale_factor'])}; expected one number")
+        scale = float(tensors["scale_factor"].read())
     first_stage = recognise.autoencoder_config(recognise.below(AUTOENCODER, shapes), scale, size)
     parts = {
         "unet": original.unet_part(family.unet_config(known.structure, size), target),
@@ -141,5 +147,5 @@ def _ignored(key: str, known: Recognised, tensors: Mapping[str, LazyTensor]) -> 
         last = recognise.count(f"{OPEN_CLIP}transformer.resblocks.", tensors) - 1
         if key.startswith(f"{OPEN_CLIP}transformer.resblocks.{last}."):
             return True
-    twin = AUTOENCODER + key.removeprefix(original.CONDITIONER)
-    return _IGNORED.fullmatch(key) is not None or (key != twin and twin in tensors)
+    conditioner, twin = original.CONDITIONER, AUTOENCODER + key.removeprefix(original.CONDITIONER)
+    return _IGNORED.fullmatch(key) is not None or (key.startswith(conditioner) and twin in tensors)

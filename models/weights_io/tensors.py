@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}; a diffusers model folder has it") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise WeightsError(f"{path} holds a {type(data).__name__}, expected an object")
@@ -114,10 +114,12 @@ def assign(part: nn.Module, tensors: Mapping[str, LazyTensor], path: Path, dtype
     """Make `tensors`, read from `path` one by one, the parameters of `part`; None keeps their types.
 
     A tensor that has the type already stays in the mapped file and is read when it is first used. Raises WeightsError
-    as `check_keys` does, before anything is read.
+    as `check_keys` does, before anything is read, and for integers, which quantised weights may be.
     """
     check_keys({key: tensor.shape for key, tensor in part.state_dict().items()}, tensors, path)
     for key, tensor in tensors.items():
         value = tensor.read()
+        if not value.is_floating_point():
+            raise WeightsError(f"{path}: {key} is of type {value.dtype}; expected floating-point numbers")
         owner, _, name = key.rpartition(".")  # not all of `part`, which would be searched for every key
         part.get_submodule(owner).load_state_dict({name: value.to(dtype or value.dtype)}, strict=False, assign=True)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from models.autoencoder import Autoencoder
 from models.config import AutoencoderConfig, ScheduleConfig, UNetConfig, UnsupportedStructure
+from models.schedule import NoiseSchedule
 from models.unet import UNet
 from tests.models.small import KL_F8, UNET, diffusers
 from tests.models.structures import AUTOENCODERS, UNETS
@@ -30,10 +32,9 @@ def defaults(theirs: type[Any]) -> dict[str, Any]:
 
 
 def test_absent_fields_are_what_diffusers_takes_for_them() -> None:
-    """But for sample_size, which no module reads, the offset of 1, on which its pipelines insist, and the spacing, of
-    which each of its samplers has one of its own."""
+    """But for sample_size, which no module reads, and the spacing, of which each of its samplers has one of its own."""
     size = {"sample_size": 64}
-    offset = {"steps_offset": 1, "_class_name": "DDIMScheduler", "timestep_spacing": "leading"}
+    ddim = {"_class_name": "DDIMScheduler", "timestep_spacing": "leading"}
     for name in ("UNet2DConditionModel", "UNet2DModel"):
         given = size | {"_class_name": name}
         assert UNetConfig.from_dict(given) == UNetConfig.from_dict(defaults(getattr(diffusers, name)) | given)
@@ -41,7 +42,7 @@ def test_absent_fields_are_what_diffusers_takes_for_them() -> None:
         given = size | {"_class_name": name}
         expected = AutoencoderConfig.from_dict(defaults(getattr(diffusers, name)) | given)
         assert AutoencoderConfig.from_dict(given) == expected
-    assert ScheduleConfig.from_dict(offset) == ScheduleConfig.from_dict(defaults(diffusers.DDIMScheduler) | offset)
+    assert ScheduleConfig.from_dict(ddim) == ScheduleConfig.from_dict(defaults(diffusers.DDIMScheduler) | ddim)
 
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -157,7 +158,7 @@ def test_latents_of_a_codebook_are_not_scaled_whatever_the_file_says() -> None:
         ({"resnet_time_scale_shift": "ada_group"}, "expected 'default' or 'scale_shift'"),
         ({"attention_head_dim": None}, "expected a number of heads"),
         ({"cross_attention_dim": None}, "expected the width of its context"),
-        ({"layers_per_block": 0}, "expected one positive integer"),
+        ({"layers_per_block": 0}, "expected one integer from 1"),
     ],
 )
 def test_unets_outside_the_code_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -224,3 +225,43 @@ def test_autoencoders_of_bad_dimensions_are_refused() -> None:
 def test_schedules_outside_the_code_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedStructure, match=next(iter(changes))):
         ScheduleConfig.from_dict({**ScheduleConfig().to_dict(), **changes})
+
+
+NONSENSE: tuple[Any, ...] = (None, "x", -1, 0, 0.5, True, 10**20, float("nan"), [], ["a"], [[1]], {})
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_nonsense_is_refused_or_meant(config: UNetConfig | AutoencoderConfig | ScheduleConfig) -> None:
+    """Whatever a file has for a field, it is refused with a ValueError or makes sense."""
+    data = config.to_dict()
+    for name in data:
+        for value in NONSENSE:
+            try:
+                understood = type(config).from_dict({**data, name: value})
+            except ValueError:
+                continue
+            if isinstance(understood, ScheduleConfig):
+                assert NoiseSchedule(understood).alphas_cumprod.isfinite().all(), (name, value)
+                continue
+            with torch.device("meta"):
+                UNet(understood) if isinstance(understood, UNetConfig) else Autoencoder(understood)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (UNET, {"layers_per_block": 10**9}, "layers_per_block=1000000000; expected one integer from 1 to 256"),
+        (UNET, {"block_out_channels": [8, 2**40]}, "block_out_channels of 1099511627776; expected 1 to"),
+        (UNET, {"block_out_channels": "ab"}, "block_out_channels='ab'; expected tuple"),
+        (UNET, {"sample_size": [8, 8, 8]}, "expected one side, or height and width"),
+        (UNET, {"up_block_types": [1, 2]}, "expected a list of strings"),
+        (UNET, {"norm_eps": "1e-5"}, "norm_eps='1e-5'; expected float"),
+        (KL_F8, {"scaling_factor": 0}, "scaling_factor=0: expected more than 0"),
+        (KL_F8, {"in_channels": True}, "in_channels=True; expected int"),
+        (ScheduleConfig(), {"beta_end": 2}, "expected to rise between 0 and 1"),
+        (ScheduleConfig(), {"num_train_timesteps": 10**12}, "expected one integer from 1"),
+    ],
+)
+def test_absurd_fields(config: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        type(config).from_dict({**config.to_dict(), **changes})

@@ -283,3 +283,32 @@ def test_parts_that_do_not_fit_one_another(
     save_file(unet.state_dict(), folder / UNET_WEIGHTS)
     with pytest.raises(UnsupportedStructure, match=message):
         LatentDiffusion.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "error"),
+    [
+        ("unet/config.json", {"norm_num_groups": 3}, WeightsError),
+        ("unet/config.json", {"act_fn": "gelu"}, UnsupportedStructure),
+        ("vae/config.json", {"scaling_factor": "big"}, UnsupportedStructure),
+        ("scheduler/scheduler_config.json", {"beta_start": -1}, WeightsError),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**9}, UnsupportedStructure),
+        ("text_encoder/config.json", {"num_attention_heads": 3}, WeightsError),
+        ("text_encoder/config.json", {"vocab_size": "many"}, WeightsError),
+        ("text_encoder/config.json", {"hidden_act": "tanh"}, UnsupportedStructure),
+    ],
+)
+def test_configs_that_make_no_sense_are_named(
+    folder: Path, name: str, changes: dict[str, Any], error: type[ValueError]
+) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(error, match=f"{name}: .*"):
+        LatentDiffusion.load(folder)
+
+
+def test_quantised_weights(folder: Path) -> None:
+    weights = load_file(folder / UNET_WEIGHTS)
+    weights["conv_in.weight"] = weights["conv_in.weight"].to(torch.int8)
+    save_file(weights, folder / UNET_WEIGHTS)
+    load_fails(folder, UNET_WEIGHTS, "conv_in.weight is of type torch.int8; expected floating-point numbers")

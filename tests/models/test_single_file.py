@@ -345,3 +345,17 @@ def test_pickled_checkpoints(tmp_path: Path) -> None:
         LatentDiffusion.load(path)
     parts = load_parts(path, Reading(dtype=None, pickles=True))
     assert torch.equal(parts.unet.conv_out.weight, make("celeba").tensors["model.diffusion_model.out.2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale_factor": torch.ones(2)}, r"scale_factor is \[2\]; expected one number"),
+        ({"scale_factor": torch.zeros(())}, "scaling_factor=0.0: expected more than 0"),
+        ({"encoder.conv_in.weight": torch.zeros(1)}, "unexpected encoder.conv_in.weight"),
+    ],
+)
+def test_what_makes_no_sense_in_a_whole_file(changes: dict[str, torch.Tensor], message: str, tmp_path: Path) -> None:
+    path = write({**make("churches").tensors, **changes}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=f"model.safetensors.*{message}"):
+        LatentDiffusion.load(path)
