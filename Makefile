@@ -37,11 +37,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-# Tests share few cores with the servers that they start: threads that spin long while they wait
-# would slow all of them.
+# Two processes, since many tests wait for servers that they start. These share few cores with the tests: threads that
+# spin long while they wait would slow all of them.
 test: export GOMP_SPINCOUNT = 1000
 test: $(STAMP) ## the whole test suite; PYTEST_ARGS adds arguments
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff, mypy in strict mode and the import rules
 	$(BIN)/ruff check

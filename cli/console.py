@@ -20,13 +20,14 @@ def friendly_errors() -> Iterator[None]:
     try:
         yield
     except (ApiError, JobFailedError, OSError) as error:
-        err.print(str(error), style="red", markup=False, highlight=False)
+        err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except httpx.TransportError as error:
         err.print(
             f"no server answered ({error}). Start one with `darkroom up`, or name one with --url or DARKROOM_URL.",
             style="red",
             markup=False,
+            soft_wrap=True,
         )
         raise typer.Exit(1) from error
 
