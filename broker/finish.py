@@ -165,6 +165,8 @@ class Finisher:
         if spec is not None:
             commands.append(("SREM", keys.waiting(spec.api_key_id, spec.model), job_id))
             commands.append(_count(metrics.JOBS_ENDED, spec.model, spec.task, _STATUS[outcome.type]))
+            if isinstance(outcome, FailedEvent):
+                commands.append(_count(metrics.JOBS_FAILED, spec.model, outcome.error.code))
             if spec.inputs:
                 commands.append(("ZADD", keys.inputs_due(), At(settings.inputs_retention_seconds), job_id))
         return commands

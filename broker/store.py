@@ -1,7 +1,8 @@
 """The picture store: one API over a local folder, memory and the cloud stores."""
 
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -49,10 +50,17 @@ class Store:
 
     def __init__(self, url: str, public_endpoint: str | None = None) -> None:
         self._store = _open(url)
+        self._errors = dict.fromkeys(("put", "get", "list", "delete", "sign"), 0)
+        self._lock = threading.Lock()
         self.folder = self._store.prefix if isinstance(self._store, LocalStore) else None
         self._signing = self._store
         if public_endpoint is not None and isinstance(self._store, S3Store):
             self._signing = from_url(url, config={"endpoint": public_endpoint})
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """How many calls have raised `StoreError` so far, by operation; that an object is missing is no error."""
+        return self._errors
 
     @property
     def signs(self) -> bool:
@@ -64,26 +72,26 @@ class Store:
         try:
             self._store.put(key, data, attributes=self._attributes(content_type))
         except _FAULTS as error:
-            raise _translated(error, key) from error
+            raise self._failed("put", error, key) from error
 
     async def put_async(self, key: str, data: bytes, content_type: str) -> None:
         try:
             await self._store.put_async(key, data, attributes=self._attributes(content_type))
         except _FAULTS as error:
-            raise _translated(error, key) from error
+            raise self._failed("put", error, key) from error
 
     def get(self, key: str) -> bytes:
         """Raises `ObjectMissingError`."""
         try:
             return bytes(self._store.get(key).bytes())
         except _FAULTS as error:
-            raise _translated(error, key) from error
+            raise self._failed("get", error, key) from error
 
     async def get_async(self, key: str) -> bytes:
         try:
             return bytes(await (await self._store.get_async(key)).bytes_async())
         except _FAULTS as error:
-            raise _translated(error, key) from error
+            raise self._failed("get", error, key) from error
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         """Everything under a folder; `prefix` ends at a "/"."""
@@ -92,7 +100,7 @@ class Store:
                 for entry in batch:
                     yield StoredObject(entry["path"], entry["size"], entry["last_modified"].timestamp())
         except _FAULTS as error:
-            raise _translated(error, prefix) from error
+            raise self._failed("list", error, prefix) from error
 
     def delete_folder(self, prefix: str) -> int:
         """Deletes everything under `prefix`; returns how many objects that were."""
@@ -103,7 +111,7 @@ class Store:
         except FileNotFoundError:
             pass  # somebody else deleted it as well
         except _FAULTS as error:
-            raise _translated(error, prefix) from error
+            raise self._failed("delete", error, prefix) from error
         return len(found)
 
     def delete_torn(self, before: float) -> int:
@@ -121,7 +129,14 @@ class Store:
         try:
             return await obstore.sign_async(self._signing, "GET", key, timedelta(seconds=seconds))
         except _FAULTS as error:
-            raise _translated(error, key) from error
+            raise self._failed("sign", error, key) from error
+
+    def _failed(self, operation: str, error: Exception, key: str) -> StoreError:
+        failure = _translated(error, key)
+        if not isinstance(failure, ObjectMissingError):
+            with self._lock:
+                self._errors[operation] += 1
+        return failure
 
     def _attributes(self, content_type: str) -> Any:
         return {"Content-Type": content_type} if isinstance(self._store, _SIGNING) else None

@@ -87,8 +87,13 @@ REDIS_UP: Final = Metric("darkroom_redis_up", "gauge", "Whether Redis answered a
 STORE_ERRORS: Final = Metric(
     "darkroom_store_errors_total", "counter", "Calls of the picture store that failed.", ("operation",)
 )
-RESIDENT_MEMORY: Final = Metric(
-    "darkroom_resident_memory_bytes", "gauge", "Memory of the process in RAM.", unit="bytes"
+# The names of prometheus_client's own collector of what the system knows of a process.
+PROCESS_NAMESPACE: Final = "darkroom"
+PROCESS_MEMORY: Final = Metric(
+    "darkroom_process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", unit="bytes"
+)
+PROCESS_CPU: Final = Metric(
+    "darkroom_process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.", unit="seconds"
 )
 
 # Measured in the worker.
@@ -134,7 +139,7 @@ WORKER_RESTARTS: Final = Metric(
 
 ALL: Final = (
     *REDIS_COUNTERS, QUEUE_DEPTH, QUEUE_OLDEST, RUNNING, WORKERS,
-    HTTP_REQUESTS, HTTP_SECONDS, HTTP_PROBLEMS, SSE_CLIENTS, REDIS_UP, STORE_ERRORS, RESIDENT_MEMORY,
+    HTTP_REQUESTS, HTTP_SECONDS, HTTP_PROBLEMS, SSE_CLIENTS, REDIS_UP, STORE_ERRORS, PROCESS_MEMORY, PROCESS_CPU,
     TICKS, ROWS_PER_TICK, TICK_SLOTS, TICK_SECONDS, STAGE_SECONDS, OUT_OF_MEMORY, DEVICE_MEMORY, WORKER_INFO,
     WORKER_RESTARTS,
 )  # fmt: skip

@@ -21,6 +21,8 @@ from contract.spec import JobError
 
 PROBLEM_TYPE: Final = "application/problem+json"
 REQUEST_ID_SCOPE_KEY: Final = "darkroom.request_id"
+PROBLEM_SCOPE_KEY: Final = "darkroom.problem"
+"""Where an answer leaves its code for those who count."""
 _SHOWN_CHARS: Final = 60
 _SHOULD: Final = re.compile(r"^\w+ should (be|have) ")  # "Input should be ...", "String should have ..."
 _CODE_OF_STATUS: Final = {
@@ -140,6 +142,7 @@ def answer(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The response for a problem that `request` met."""
+    request.scope[PROBLEM_SCOPE_KEY] = code
     return render(problem_of(code, detail, errors, request.scope.get(REQUEST_ID_SCOPE_KEY)), headers)
 
 

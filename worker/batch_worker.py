@@ -75,6 +75,7 @@ class BatchWorker:
         self._served = served
         self._engine = engine
         self._metrics = metrics
+        metrics.watch(engine, [(one.card, one.model) for one in served.values()], store)
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._link = BrokerLink(self.broker, store, settings, self._inbox)
         self._jobs: dict[str, RunningJob] = {}

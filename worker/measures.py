@@ -1,31 +1,47 @@
 """The worker's own metrics, as `contract.metrics` names them, in a registry of its own."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from broker.store import Store
 from contract import metrics
-from contract.metrics import Metric
+from contract.card import ModelCard
+from contract.exposition import counter, family, histogram
 from contract.spec import JobSpec, Timings
+from models.latent_diffusion import LatentDiffusion
 from worker import health
+from worker.engine.engine import Engine
 from worker.engine.events import LaneTicked
 
 
 class WorkerMetrics:
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
         self.pulse = health.Pulse()
-        ticks = metrics.TICKS
-        self._ticks = Counter(ticks.name, ticks.help, ticks.labels, registry=self.registry)
-        self._rows = self._histogram(metrics.ROWS_PER_TICK)
-        self._tick_seconds = self._histogram(metrics.TICK_SECONDS)
-        self._stage_seconds = self._histogram(metrics.STAGE_SECONDS)
+        self._ticks = counter(metrics.TICKS, registry)
+        self._rows = histogram(metrics.ROWS_PER_TICK, registry)
+        self._slots = counter(metrics.TICK_SLOTS, registry)
+        self._tick_seconds = histogram(metrics.TICK_SECONDS, registry)
+        self._stage_seconds = histogram(metrics.STAGE_SECONDS, registry)
+        ProcessCollector(metrics.PROCESS_NAMESPACE, registry=registry)
 
-    def _histogram(self, metric: Metric) -> Histogram:
-        return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=self.registry)
+    def watch(self, engine: Engine, served: Sequence[tuple[ModelCard, LatentDiffusion]], store: Store) -> None:
+        """From now on these are asked at every scrape, and all that may happen to the models' jobs is there with 0."""
+        self.registry.register(_Figures(engine, {card.name: model for card, model in served}, store))
+        for card, _ in served:
+            for task in card.tasks:
+                for stage in Timings.model_fields:
+                    self._stage_seconds.labels(card.name, task, stage)
 
     def ticked(self, tick: LaneTicked) -> None:
         labels = (tick.lane.model, tick.lane.label)
         self._ticks.labels(*labels).inc()
         self._rows.labels(*labels).observe(tick.rows)
+        self._slots.labels(*labels).inc(tick.bucket)
         self._tick_seconds.labels(*labels).observe(tick.seconds)
 
     def succeeded(self, spec: JobSpec, timings: Timings) -> None:
@@ -34,4 +50,30 @@ class WorkerMetrics:
 
     def serve(self, host: str, port: int) -> int:
         """Answers on /metrics and /healthz in threads; returns the port, which is a free one for port 0."""
-        return health.serve(self.registry, self.pulse, host, port)
+        return health.serve(self.registry, self.pulse.check, host, port)
+
+
+class _Figures(Collector):
+    """What is read at scrape time, from the server's thread: nothing here may change or wait for the engine."""
+
+    def __init__(self, engine: Engine, models: Mapping[str, LatentDiffusion], store: Store) -> None:
+        self._engine = engine
+        self._models = models
+        self._store = store
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        yield family(metrics.OUT_OF_MEMORY, (((model,), count) for model, count in self._engine.shortages.items()))
+        yield family(metrics.STORE_ERRORS, (((name,), count) for name, count in self._store.errors.items()))
+        yield family(metrics.WORKER_INFO, ((self._described(name), 1) for name in self._models))
+        yield family(metrics.DEVICE_MEMORY, self._device_memory())
+
+    def _described(self, name: str) -> tuple[str, str, str, str]:
+        model = self._models[name]
+        dtype = str(model.unet.conv_in.weight.dtype).removeprefix("torch.")
+        return name, self._engine.fingerprint, dtype, str(model.device)
+
+    def _device_memory(self) -> Iterator[tuple[tuple[str, str], float]]:
+        for device in {model.device for model in self._models.values() if model.device.type == "cuda"}:
+            yield (str(device), "allocated"), torch.cuda.memory_allocated(device)
+            yield (str(device), "reserved"), torch.cuda.memory_reserved(device)
+            yield (str(device), "total"), torch.cuda.get_device_properties(device).total_memory

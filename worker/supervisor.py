@@ -20,9 +20,11 @@ from typing import Final
 import structlog
 
 from broker.connection import REDIS_UNAVAILABLE
+from broker.embedded import free_port
 from broker.supervisor_side import SupervisorBroker
 from broker.worker_side import worker_name
 from contract.settings import Settings
+from worker.supervisor_metrics import SupervisorMetrics
 
 CONFIGURATION_ERROR: Final = 78
 """Exit status (EX_CONFIG of sysexits.h) of a child that would fail again in the same way."""
@@ -48,9 +50,12 @@ def pause_before_restart(failures: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Child:
+    """`metrics_port` on loopback; None where nobody asked for metrics."""
+
     name: str
     process: subprocess.Popen[bytes]
     started: float
+    metrics_port: int | None
 
 
 class Supervisor:
@@ -76,6 +81,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._children: dict[int, _Child] = {}
+        self._metrics = SupervisorMetrics(len(self._devices), self._metrics_ports)
 
     def run(self) -> bool:
         """Until SIGTERM or SIGINT and the end of every child, or until no device is left that could be served.
@@ -85,6 +91,9 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: self._messages.put(signal.Signals(number)))
+        if self._settings.worker_metrics_port is not None:
+            port = self._metrics.serve(self._settings.host, self._settings.worker_metrics_port)
+            _log.info("metrics", url=f"http://{self._settings.host}:{port}/metrics")
         keepers = [threading.Thread(target=self._guarded_keep, args=(index,)) for index in range(len(self._devices))]
         for keeper in keepers:
             keeper.start()
@@ -141,34 +150,40 @@ class Supervisor:
             failures = 1 if lived > self._healthy_seconds else failures + 1
             pause = pause_before_restart(failures)
             _log.warning("worker ended", worker=child.name, device=device, status=_told(status), restart_in=pause)
-            self._stopping.wait(pause)
+            if not self._stopping.wait(pause):
+                self._metrics.started_again(index)
 
     def _start(self, index: int) -> _Child | None:
         """None once stopping. In a session of its own: Ctrl-C in a terminal is for the supervisor to pass on."""
         name, device = worker_name(), self._devices[index]
+        port = None if self._settings.worker_metrics_port is None else free_port()
         with self._lock:
             if self._stopping.is_set():
                 return None
             process = subprocess.Popen(
                 [*self._command, "--device", device, "--name", name],
-                env=self._environment(index),
+                env=self._environment(index, port),
                 stdin=subprocess.PIPE,
                 start_new_session=True,
             )
-            child = self._children[index] = _Child(name, process, time.monotonic())
+            child = self._children[index] = _Child(name, process, time.monotonic(), port)
         _log.info("worker started", worker=name, device=device, pid=process.pid)
         return child
 
-    def _environment(self, index: int) -> dict[str, str]:
-        """CPU workers divide the cores; every worker has a metrics port of its own, counted up from the setting's."""
+    def _environment(self, index: int, metrics_port: int | None) -> dict[str, str]:
+        """CPU workers divide the cores; every worker shows its metrics to us alone, and we show them to others."""
         environment = ({} if "OMP_WAIT_POLICY" in os.environ else _BRIEF_SPIN) | os.environ
         beside = self._devices.count("cpu")
         if self._devices[index] == "cpu" and beside > 1 and self._settings.worker_threads is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             environment["DARKROOM_WORKER_THREADS"] = str(max(1, cores // beside))
-        if self._settings.worker_metrics_port:
-            environment["DARKROOM_WORKER_METRICS_PORT"] = str(self._settings.worker_metrics_port + index)
+        if metrics_port is not None:
+            environment |= {"DARKROOM_WORKER_METRICS_PORT": str(metrics_port), "DARKROOM_HOST": "127.0.0.1"}
         return environment
+
+    def _metrics_ports(self) -> dict[int, int]:
+        with self._lock:
+            return {index: child.metrics_port for index, child in self._children.items() if child.metrics_port}
 
     def _reap(self, child: _Child) -> None:
         """Also after a clean end, where nothing is left to do."""

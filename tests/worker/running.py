@@ -33,7 +33,8 @@ class RunningWorker:
         for card in (base_card(), upscaler_card()):
             model = models[card.name]
             served[card.name] = ServedModel(card.model_copy(update={"loras": tuple(model.adapters)}), model)
-        self.worker = BatchWorker(settings, served, self.engine, Store(settings.store_url), self.metrics)
+        self.store = Store(settings.store_url)
+        self.worker = BatchWorker(settings, served, self.engine, self.store, self.metrics)
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._work)
         self._thread.start()

@@ -93,6 +93,7 @@ class Engine:
         self._scheduler = Scheduler(lambda key: max(self._buckets(key)))
         self._banks: dict[LaneKey, Bank] = {}
         self._pictures: dict[str, _Picture] = {}
+        self._shortages = dict.fromkeys(models, 0)
 
     @property
     def fingerprint(self) -> str:
@@ -101,6 +102,11 @@ class Engine:
     @property
     def idle(self) -> bool:
         return not self._pictures
+
+    @property
+    def shortages(self) -> Mapping[str, int]:
+        """How often memory ran out so far, by model, whether a row was lost or not."""
+        return self._shortages
 
     @property
     def free_slots(self) -> int:
@@ -136,7 +142,11 @@ class Engine:
         row = Row(row_id, key, priority, self._clock(), max(ideal, 1.0), weight)
         if resume is not None and resume.fingerprint != self._fingerprint:
             resume = None
-        self._scheduler.add(row)  # before it is known here: a new lane is probed, which may fail
+        try:
+            self._scheduler.add(row)  # before it is known here: a new lane is probed, which may fail
+        except Exception as error:
+            self._ran_out(model, error)
+            raise
         self._pictures[row_id] = _Picture(row, request, resume)
         self._forget_idle_lanes()
 
@@ -191,6 +201,13 @@ class Engine:
         self._drop(picture)
         return RowFailed(picture.row.id, stage, error)
 
+    def _ran_out(self, model: str, error: Exception) -> bool:
+        """Whether `error` says that memory ran out, which is counted."""
+        if not is_out_of_memory(error):
+            return False
+        self._shortages[model] += 1
+        return True
+
     def _make_room(self, picture: _Picture) -> list[Event]:
         """Hands every other row back, so that this one can try alone; nothing when it was alone."""
         others = [other for other in self._pictures.values() if other is not picture]
@@ -219,9 +236,10 @@ class Engine:
             except Exception as error:  # whatever it is, it concerns this row only
                 if is_device_lost(error):
                     raise
-                room = self._make_room(picture) if is_out_of_memory(error) else []
-                if is_out_of_memory(error):  # the bank may hold half of this row; all others have left it
-                    self._banks.pop(lane.key, None)
+                room = []
+                if self._ran_out(lane.key.model, error):
+                    room = self._make_room(picture)
+                    self._banks.pop(lane.key, None)  # it may hold half of this row; all others have left it
                 if not room:
                     events.append(self._fail(picture, "prepare", error))
                     continue
@@ -283,6 +301,7 @@ class Engine:
             except Exception as error:  # out of memory among others
                 if is_device_lost(error):
                     raise
+                self._ran_out(lane.key.model, error)
                 if attempt == 0:
                     self._free_memory()
                 elif len(self._pictures) == 1:
@@ -296,6 +315,7 @@ class Engine:
         except Exception as error:  # out of memory among others
             if is_device_lost(error):
                 raise
+            self._ran_out(lane.key.model, error)
             if rows.stop - rows.start == 1:
                 return {rows.start: error}
             middle = (rows.start + rows.stop) // 2
@@ -336,7 +356,7 @@ class Engine:
         except Exception as error:  # concerns this row only
             if is_device_lost(error):
                 raise
-            room = self._make_room(picture) if is_out_of_memory(error) else []
+            room = self._make_room(picture) if self._ran_out(lane.key.model, error) else []
             if not room:
                 return [self._fail(picture, "decode", error)]
             picture.decoding = self._residents[lane.key.model].model.decoding(picture.latents)
