@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
 
@@ -10,6 +11,7 @@ import torch
 from contract.card import ModelCard
 from contract.settings import Settings
 from contract.spec import Task
+from models.latent_diffusion import LatentDiffusion
 from worker.batch_worker import ServedModel
 from worker.engine import numerics
 from worker.engine.calibration import Calibration
@@ -19,6 +21,8 @@ from worker.engine.scheduler import LaneKey
 from worker.engine.tuning import Dtype, Tuning, default_tuning, tune
 
 _NO_BUCKETS: Final[Mapping[str, int]] = {}
+_PACKAGES: Final = ("darkroom", "transformers", "tokenizers")
+"""Beside torch and numpy: what turns a request into numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,7 @@ def build(
     facts = {
         name: {
             "weights": one.card.digest or numerics.weights_digest(loaded[name].model),
+            "structure": _structure(one.model),
             "adapters": {adapter: file.digest for adapter, file in one.model.adapters.items()},
             "tuning": choices[name].tuning.to_json(),
             "calibrated": dict(choices[name].buckets),
@@ -67,9 +72,21 @@ def build(
         buckets=plan if exact else buckets(settings.worker_slots),
         batching=settings.batching,
         capacity=2 * settings.worker_slots,
-        fingerprint=numerics.fingerprint(device, facts, batching=settings.batching, slots=settings.worker_slots),
+        fingerprint=numerics.fingerprint(
+            device,
+            facts,
+            packages={package: version(package) for package in _PACKAGES},
+            batching=settings.batching,
+            slots=settings.worker_slots,
+        ),
     )
     return engine, served
+
+
+def _structure(model: LatentDiffusion) -> list[str]:
+    """What the same weights may be read as: kind of prediction, spacing, scaling factor, number of heads."""
+    schedules = [one.config for one in (model.schedule, model.low_res_schedule) if one is not None]
+    return [repr(config) for config in (model.unet.config, model.autoencoder.config, *schedules)]
 
 
 def choose(calibration: Calibration, device: torch.device, wanted: Literal["auto"] | Dtype) -> Choice:

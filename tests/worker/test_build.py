@@ -1,6 +1,8 @@
 """Models in a folder become an engine as settings and calibration ask."""
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,29 @@ def test_fast_takes_every_bucket_and_has_another_fingerprint(model_dir: Path, mo
     again, _ = build(Settings(worker_slots=2, batching="fast"), loaded(model_dir), model_dir, CPU)
     assert fast.fingerprint == again.fingerprint != exact.fingerprint
     assert {slots: buckets(slots) for slots in (1, 2, 6, 8)} == {1: (1,), 2: (1, 2), 6: (1, 2, 4, 6), 8: (1, 2, 4, 8)}
+
+
+def test_the_fingerprint_names_the_schedule_and_this_version(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are the same: their digest stands in a card, and is not looked at again."""
+    folder = tmp_path / BASE
+    shutil.copytree(model_dir / BASE, folder)
+    card = base_card().model_copy(update={"digest": "0" * 64})
+    (folder / "card.json").write_text(card.model_dump_json())
+
+    def fingerprint() -> str:
+        fast = Settings(worker_slots=1, batching="fast")
+        return build(fast, {BASE: load(folder)}, tmp_path, CPU)[0].fingerprint
+
+    found = [fingerprint(), fingerprint()]
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"timestep_spacing": "leading"}))
+    found.append(fingerprint())
+    monkeypatch.setattr(build_module, "version", lambda package: f"{package} of tomorrow")
+    found.append(fingerprint())
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 def test_exact_is_refused_where_the_probe_fails(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
