@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cli.model_cards import Usual, card_of
-from cli.registry import CARD, link, new_folder, write_note
+from cli.registry import CARD, link, new_folder, read_card, write_note
 from contract.card import ModelCard
 from models.latent_diffusion import LatentDiffusion
 from models.weights_io.digest import weights_digest
@@ -61,10 +61,10 @@ def described(
     known: Recognised | None = None,
     usual: Usual = Usual(),  # noqa: B008
 ) -> ModelCard:
-    """The card that lies beside the model under this name, else one made for it."""
+    """The card that lies beside the model under this name, else one made for it. Raises RegistryError."""
     beside = source / CARD
     if beside.is_file():
-        return ModelCard.model_validate_json(beside.read_bytes()).model_copy(update={"name": name})
+        return read_card(beside).model_copy(update={"name": name})
     kind = known.family.name if known else read_json(source / "model_index.json").get("_class_name", "")
     return card_of(model, name, f"{kind} from {source.name}", usual)
 

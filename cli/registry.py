@@ -1,15 +1,14 @@
 """The models of this machine: folders in the model directory, each with its card. Needs no torch."""
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 from contract.card import ModelCard
 from contract.spec import Name
@@ -29,17 +28,40 @@ class Entry(NamedTuple):
     source: str
 
 
+def _is_entry(name: str) -> bool:
+    """Whether it names something in a folder, and nothing outside."""
+    return name not in ("", ".", "..") and Path(name).name == name
+
+
+def _entry(name: str) -> str:
+    if not _is_entry(name):
+        raise ValueError("expected the name of something in the folder")
+    return name
+
+
+class _Note(BaseModel):
+    """What NOTE holds."""
+
+    kind: str
+    source: str
+    entries: tuple[Annotated[str, AfterValidator(_entry)], ...]
+
+
 def registered(model_dir: Path) -> list[Entry]:
     """By name. Raises RegistryError for a card that cannot be read."""
     entries = []
-    for path in sorted(model_dir.glob(f"*/{CARD}")):
-        try:
-            card = ModelCard.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise RegistryError(f"{path} is no model card: {error}") from error
+    for path in sorted(model_dir.glob(f"[!.]*/{CARD}")):  # a name with a dot before it is of one being added
         note = _note(path.parent)
-        entries.append(Entry(card, "" if note is None else f"{note['kind']} {note['source']}"))
+        entries.append(Entry(read_card(path), "" if note is None else f"{note.kind} {note.source}"))
     return entries
+
+
+def read_card(path: Path) -> ModelCard:
+    """Raises RegistryError for what is no card."""
+    try:
+        return ModelCard.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RegistryError(f"{path} is no model card: {error}") from error
 
 
 @contextmanager
@@ -75,9 +97,9 @@ def check_name(model_dir: Path, name: str) -> str:
 
 def write_note(folder: Path, kind: str, source: Path) -> None:
     """To be written last: all that is there by now is what `remove` deletes. `kind`: converted, or a reference to."""
-    entries = sorted(path.name for path in folder.iterdir())
-    note = {"kind": kind, "source": str(source.resolve()), "entries": entries}
-    (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    entries = tuple(sorted(path.name for path in folder.iterdir()))
+    note = _Note(kind=kind, source=str(source.resolve()), entries=entries)
+    (folder / NOTE).write_text(note.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def link(folder: Path, source: Path, names: Sequence[str]) -> None:
@@ -93,12 +115,12 @@ def remove(model_dir: Path, name: str) -> list[str]:
     Raises RegistryError for a model that `add` has not made.
     """
     folder = model_dir / name
-    note = _note(folder) if Path(name).name == name else None
+    note = _note(folder) if _is_entry(name) and not folder.is_symlink() else None
     if note is None:
         added = ", ".join(entry.card.name for entry in registered(model_dir) if entry.source) or "none"
         raise RegistryError(f"{folder} was not made by `darkroom models add`, which made: {added}")
-    for entry in (*note["entries"], _MEASURED, NOTE):
-        path = folder / Path(entry).name
+    for entry in (*note.entries, _MEASURED, NOTE):
+        path = folder / entry
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -109,11 +131,10 @@ def remove(model_dir: Path, name: str) -> list[str]:
     return left
 
 
-def _note(folder: Path) -> dict[str, Any] | None:
+def _note(folder: Path) -> _Note | None:
     try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        return _Note.model_validate_json((folder / NOTE).read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise RegistryError(f"{folder / NOTE} is not JSON: {error}") from error
-    return dict(note)
+    except ValidationError as error:
+        raise RegistryError(f"{folder / NOTE} is not what `darkroom models add` writes: {error}") from error

@@ -215,3 +215,55 @@ def test_cards_say_what_each_family_takes(published: Path, tmp_path: Path) -> No
         assert steps.items() <= card.default_steps.items()
         assert guidance.items() <= card.default_guidance.items()
         assert card.max_objects == (4 if conditioning == "layout" else None)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        '{"kind": "converted from", "source": "x", "entries": [".."]}',
+        '{"kind": "converted from", "source": "x", "entries": ["unet/../../other"]}',
+        '{"kind": "converted from", "entries": []}',
+        "[]",
+        "not JSON",
+    ],
+)
+def test_a_note_that_add_cannot_have_written_removes_nothing(note: str, tmp_path: Path) -> None:
+    """It may have come with a downloaded folder."""
+    for name in ("mine", "other"):
+        (tmp_path / name / "unet").mkdir(parents=True)
+    (tmp_path / "mine" / "added.json").write_text(note)
+    before = sorted(tmp_path.rglob("*"))
+    assert "is not what `darkroom models add` writes" in message(run(tmp_path, "remove", "mine", ok=False))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_links_and_names_that_lead_out_are_not_followed(published: Path, tmp_path: Path) -> None:
+    run(tmp_path / "models", "add", published / "celeba.safetensors", "--name", "mine")
+    outside = (tmp_path / "models" / "mine").rename(tmp_path / "outside")
+    (tmp_path / "models" / "mine").symlink_to(outside)
+    (tmp_path / "added.json").write_text('{"kind": "converted from", "source": "x", "entries": ["outside"]}')
+    for name in ("mine", "..", "."):
+        assert "was not made by" in message(run(tmp_path / "models", "remove", name, ok=False))
+    assert (outside / "unet").is_dir()
+
+
+def test_models_that_are_being_added_are_not_listed(tmp_path: Path) -> None:
+    save_tiny_models(tmp_path)
+    before = run(tmp_path, "list").stdout
+    shutil.copytree(tmp_path / BASE, tmp_path / ".half.abc")
+    assert run(tmp_path, "list").stdout == before
+
+
+def test_a_broken_card_is_named(published: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(published / BASE, tmp_path / "source")
+    (source / "card.json").write_text('{"name": "x"}')
+    for command in (("add", source, "--name", "mine"), ("inspect", source)):
+        assert "is no model card" in message(run(tmp_path / "models", *command, ok=False))
+    assert "is no model card" in message(run(tmp_path, "list", ok=False))
+
+
+def test_a_folder_whose_parts_do_not_fit_is_refused_in_words(published: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(published / BASE, tmp_path / "source")
+    path = source / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "norm_num_groups": 3}))
+    assert "cannot be split into norm_num_groups=3" in message(run(tmp_path, "add", source, "--name", "a", ok=False))
