@@ -157,6 +157,8 @@ class _Archive:
             order = self._root + "byteorder"
             if order in self._records and archive.read(order) != sys.byteorder.encode():
                 raise zipfile.BadZipFile("it was written on a machine of the other byte order")
+            if self._records[pickles[0]].compress_type != zipfile.ZIP_STORED:
+                raise zipfile.BadZipFile("its data.pkl is compressed, which torch's never is")
             self.pickle = archive.read(pickles[0])
         self._mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
 

@@ -201,3 +201,16 @@ def test_archives_that_lie(tmp_path: Path) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="cannot be read"):
         open_pickle(tmp_path / "nowhere.ckpt")
+
+
+def test_a_compressed_pickle(tmp_path: Path) -> None:
+    """torch writes none, and a small file could unfold to any size."""
+    torch.save(TENSORS, tmp_path / "model.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "model.ckpt") as plain,
+        zipfile.ZipFile(tmp_path / "other.ckpt", "w", zipfile.ZIP_DEFLATED) as other,
+    ):
+        for name in plain.namelist():
+            other.writestr(name, plain.read(name))
+    with pytest.raises(WeightsError, match=r"data.pkl is compressed"):
+        open_pickle(tmp_path / "other.ckpt")
