@@ -165,6 +165,7 @@ class Finisher:
         if spec is not None:
             commands.append(("SREM", keys.waiting(spec.api_key_id, spec.model), job_id))
             commands.append(_count(metrics.JOBS_ENDED, spec.model, spec.task, _STATUS[outcome.type]))
+            commands.append(_count(metrics.STEPS_ENDED, spec.model, by=spec.n * spec.steps))
             if isinstance(outcome, FailedEvent):
                 commands.append(_count(metrics.JOBS_FAILED, spec.model, outcome.error.code))
             if spec.inputs:

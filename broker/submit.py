@@ -22,7 +22,7 @@ local LONGEST = 30 * 86400  -- a bucket that nobody touches for so long counts a
 local queue, rq_job, job, events, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local jobs_of, waiting, rate, deadlines, counters, rq_queues = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local line, turns, all_jobs, running_limits = KEYS[12], KEYS[13], KEYS[14], KEYS[15]
-local owner, deadline, max_running = ARGV[14], ARGV[15], ARGV[16]
+local owner, deadline, max_running, steps_counter, steps = ARGV[14], ARGV[15], ARGV[16], ARGV[17], ARGV[18]
 local id, body_hash, max_depth, max_waiting = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local per_second, burst, patience, remember = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local event, max_events, counter, queue_member, model = ARGV[9], ARGV[10], ARGV[11], ARGV[12], ARGV[13]
@@ -58,7 +58,7 @@ else
   redis.call('HDEL', running_limits, owner)
 end
 local fields = {}
-for i = 17, #ARGV do fields[#fields + 1] = ARGV[i] end
+for i = 19, #ARGV do fields[#fields + 1] = ARGV[i] end
 redis.call('HSET', rq_job, unpack(fields))
 redis.call('HSET', job, 'created_at', string.format('%.6f', now), 'model', model, 'owner', owner)
 if deadline ~= '' then redis.call('HSET', job, 'deadline', string.format('%.6f', now + tonumber(deadline))) end
@@ -72,6 +72,7 @@ redis.call('ZADD', jobs_of, microseconds, id)
 redis.call('ZADD', all_jobs, microseconds, id)
 redis.call('ZADD', deadlines, string.format('%.6f', now + patience), id)
 redis.call('HINCRBY', counters, counter, 1)
+redis.call('HINCRBY', counters, steps_counter, steps)
 redis.call('XADD', events, 'MAXLEN', max_events, '*', 'event', event)
 if body_hash ~= '' then
   redis.call('HSET', idempotency, 'body', body_hash, 'job', id)
@@ -170,6 +171,8 @@ class Submitter:
             spec.api_key_id or keys.ANONYMOUS,
             spec.deadline_seconds or "",
             limits.max_running or "",
+            keys.counter(metrics.STEPS_SUBMITTED.name, spec.model),
+            spec.n * spec.steps,
             *(part for pair in fields.items() for part in pair),
         ]
 

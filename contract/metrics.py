@@ -29,6 +29,15 @@ JOBS_ENDED: Final = Metric(
 JOBS_FAILED: Final = Metric(
     "darkroom_jobs_failed_total", "counter", "Jobs failed, by the code of their error.", ("model", "code")
 )
+STEPS_SUBMITTED: Final = Metric(
+    "darkroom_steps_submitted_total", "counter", "Denoising steps that accepted jobs asked for.", ("model",)
+)
+STEPS_ENDED: Final = Metric(
+    "darkroom_steps_ended_total",
+    "counter",
+    "Denoising steps that ended jobs had asked for, made or not: what is left of those submitted is still to do.",
+    ("model",),
+)
 PICTURES: Final = Metric("darkroom_pictures_total", "counter", "Pictures finished and stored.", ("model", "task"))
 EXECUTIONS_REAPED: Final = Metric(
     "darkroom_executions_reaped_total", "counter", "Executions whose lease ran out and whose job went back.", ("model",)
@@ -49,8 +58,8 @@ DENOISING_STEPS_REDONE: Final = Metric(
     ("model",),
 )
 REDIS_COUNTERS: Final = (
-    JOBS_SUBMITTED, JOBS_ENDED, JOBS_FAILED, PICTURES, EXECUTIONS_REAPED, RESULTS_FENCED, DENOISING_STEPS,
-    DENOISING_STEPS_REDONE,
+    JOBS_SUBMITTED, JOBS_ENDED, JOBS_FAILED, STEPS_SUBMITTED, STEPS_ENDED, PICTURES, EXECUTIONS_REAPED, RESULTS_FENCED,
+    DENOISING_STEPS, DENOISING_STEPS_REDONE,
 )  # fmt: skip
 
 # Read from Redis at scrape time.
