@@ -61,10 +61,12 @@ def calibrate(
 
 
 def lanes_of(served: "ServedModel") -> list["LaneKey"]:
-    """The usual lane, and the same with or without guidance."""
+    """The usual lane, and the same with or without guidance, if the model can be guided."""
     from worker.build import usual_lane
 
-    usual = usual_lane(served.card)
+    usual, conditioner = usual_lane(served.card), served.model.conditioner
+    if conditioner is None or not conditioner.learns_unconditional:
+        return [dataclasses.replace(usual, guided=False)]
     return [usual, dataclasses.replace(usual, guided=not usual.guided)]
 
 

@@ -5,8 +5,12 @@ from pathlib import Path
 import torch
 from typer.testing import CliRunner
 
+from cli.bench import lanes_of
 from cli.main import app
+from cli.model_cards import card_of
+from tests.models.families import family
 from tests.tiny_models import BASE, UPSCALER, save_tiny_models
+from worker.batch_worker import ServedModel
 from worker.engine.calibration import Calibration
 from worker.engine.numerics import device_kind
 
@@ -25,6 +29,14 @@ def test_calibrate_writes_what_workers_read(tmp_path: Path) -> None:
         assert entry.threads == 1
         assert all(one.buckets.keys() == lanes for one in entry.measured.values())
         assert f"{name} on cpu" in result.output
+
+
+def test_models_that_cannot_be_guided_have_one_lane() -> None:
+    lanes = {name: lanes_of(ServedModel(card_of(family(name), name), family(name))) for name in ("class", "celeba")}
+    assert {name: [lane.label for lane in found] for name, found in lanes.items()} == {
+        "class": ["8x8 guided", "8x8"],
+        "celeba": ["8x8"],
+    }
 
 
 def test_a_folder_without_model_is_named(tmp_path: Path) -> None:
