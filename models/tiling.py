@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WHOLE = 96 * 96
-"""Latents of at most so many pixels are decoded at once: 768x768 pictures at f = 8, the largest native size."""
+WHOLE = 1024 * 1024
+"""Pictures of at most so many pixels are decoded at once: up to SDXL's, the largest native size."""
 TILE = 64
 OVERLAP = 16
 
@@ -34,7 +34,7 @@ class TiledDecoding:
         self._latents = latents
         self._factor = factor
         height, width = latents.shape[-2:]
-        whole = height * width <= WHOLE
+        whole = height * width * factor**2 <= WHOLE
         rows, columns = ([(0, side)] if whole else spans(side) for side in (height, width))
         self._tiles = [(row, column) for row in rows for column in columns]
         self._next = 0

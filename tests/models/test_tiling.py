@@ -34,15 +34,24 @@ def test_spans_cover_with_enough_overlap(length: int) -> None:
     assert all(end - begin >= OVERLAP for (_, end), (begin, _) in pairwise(found))
 
 
-def test_usual_sizes_are_decoded_at_once() -> None:
-    latents = torch.randn(1, 4, 96, 96)
-    pixels, steps = decoded(latents)
-    assert steps == 1
-    assert torch.equal(pixels, enlarge(latents))
+@pytest.mark.parametrize(("factor", "size"), [(8, (128, 128)), (8, (64, 128)), (4, (256, 256)), (2, (300, 400))])
+def test_native_sizes_are_decoded_at_once(factor: int, size: tuple[int, int]) -> None:
+    """As the original code and diffusers decode them: 1024x1024 of SDXL, 512x1024, 1024x1024 of an upscaler."""
+    sizes = []
+
+    def decode(latents: Tensor) -> Tensor:
+        sizes.append(latents.shape[-2:])
+        return latents
+
+    decoding = TiledDecoding(decode, torch.zeros(1, 4, *size), factor)
+    decoding.step()
+    assert decoding.done
+    assert sizes == [size]
 
 
 @pytest.mark.parametrize("size", [(97, 96), (150, 70), (40, 300)])
-def test_a_local_decoder_gives_the_same_in_tiles(size: tuple[int, int]) -> None:
+def test_a_local_decoder_gives_the_same_in_tiles(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "WHOLE", 96 * 96 * FACTOR**2)
     latents = torch.randn(1, 4, *size)
     pixels, steps = decoded(latents)
     assert steps > 1
