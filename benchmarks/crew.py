@@ -103,7 +103,7 @@ class Crew:
     def supervise(self, workers: int, healthy_seconds: float = 60.0) -> CrewMember:
         """That many workers under one supervisor; `healthy_seconds` is `Supervisor`'s."""
         program = (
-            "import sys; from contract.settings import Settings; from worker.log import configure_log; "
+            "import sys; from contract.settings import Settings; from contract.log import configure_log; "
             f"from {Supervisor.__module__} import Supervisor; configure_log(); "
             f"supervisor = Supervisor(Settings(), {('cpu',) * workers!r}, {self._command!r}, {healthy_seconds!r}); "
             "sys.exit(not supervisor.run())"

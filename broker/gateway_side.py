@@ -10,23 +10,22 @@ Who may see a job is the caller's business: compare `record.spec.api_key_id`.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
 
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
 from broker import catalogue, jobs
-from broker.api_keys import KeyTable, read_table
 from broker.cancel import cancel
 from broker.connection import connect, connect_async, text
 from broker.events import START, StreamedEvent
 from broker.finish import Finisher
 from broker.hub import Hub
+from broker.idempotency import Claims
 from broker.janitor import Cleaned, Janitor, delete_job
 from broker.jobs import JobPage, JobRecord
+from broker.key_ring import KeyRing
 from broker.queues import read_ages
-from broker.quotas import Limits
 from broker.reap import Sweeper, Swept
 from broker.rq_surface import queue_key
 from broker.signing import UrlSigner, signing_keys
@@ -37,7 +36,7 @@ from contract.card import ModelCard
 from contract.settings import Settings
 from contract.spec import JobSpec, JobStatus, Priority
 
-_KEYS_PATIENCE_SECONDS: Final = 2.0
+_CARDS_SECONDS: Final = 1.0
 
 
 class JobBroker:
@@ -49,6 +48,10 @@ class JobBroker:
         self._redis = connect_async(settings.redis_url)
         self._hub_redis = connect_async(settings.redis_url)
         self._sync_redis = connect(settings.redis_url)  # for what workers do as well; used in threads
+        self.key_ring = KeyRing(self._redis, settings)
+        self.claims = Claims(self._redis)
+        self._cards: list[ModelCard] | None = None
+        self._cards_at = 0.0
         self._submitter = Submitter(self._redis, settings)
         self._hub = Hub(self._hub_redis)
         self._finisher = Finisher(self._sync_redis, settings)
@@ -66,18 +69,14 @@ class JobBroker:
         await self._redis.ping()
 
     async def submit(
-        self,
-        spec: JobSpec,
-        idempotency_key: str | None = None,
-        body_hash: str | None = None,
-        limits: Limits | None = None,
+        self, spec: JobSpec, idempotency_key: str | None = None, body_hash: str | None = None
     ) -> Submitted:
         """Queues the job, all or nothing. Raises `submit.SubmitRefusedError` (queue full, rate, key used otherwise).
 
         `body_hash` is of the request as it came, before a seed is drawn; given exactly with an `idempotency_key`. Where
-        the answer is not `created`, or an error, the inputs stored for `spec.id` are the caller's to delete. `limits`
-        are those of the spec's API key; without them the settings' count.
+        the answer is not `created`, or an error, the inputs stored for `spec.id` are the caller's to delete.
         """
+        limits = await self.key_ring.limits_of(spec.api_key_id)
         return await self._submitter.submit(spec, idempotency_key, body_hash, limits)
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -94,14 +93,6 @@ class JobBroker:
     ) -> JobPage:
         """Every API key's jobs, newest first. Raises `jobs.InvalidCursorError`."""
         return await jobs.list_jobs(self._redis, keys.all_jobs(), status, limit, cursor)
-
-    async def api_keys(self, known: KeyTable | None) -> KeyTable:
-        """The API keys in Redis; `known` itself where nothing has changed since it was read. Soon gives up waiting."""
-        try:
-            async with asyncio.timeout(_KEYS_PATIENCE_SECONDS):
-                return await read_table(self._redis, known)
-        except TimeoutError as error:
-            raise RedisTimeoutError(f"the API keys did not come within {_KEYS_PATIENCE_SECONDS:g} s") from error
 
     async def cancel(self, job_id: str) -> JobStatus | None:
         """The status afterwards: cancelled, running (ends at its next step), or how it had ended; None: no such job."""
@@ -145,6 +136,14 @@ class JobBroker:
     async def cards(self) -> list[ModelCard]:
         """All known models by name, with or without a live worker."""
         return await catalogue.read_cards(self._redis)
+
+    async def known_cards(self) -> list[ModelCard]:
+        """The same, up to a second old: before something is refused for a card, ask `cards`."""
+        now = time.monotonic()
+        if self._cards is None or now - self._cards_at > _CARDS_SECONDS:
+            self._cards_at = now  # whoever comes meanwhile goes on with the old ones
+            self._cards = await self.cards()
+        return self._cards
 
     async def workers(self) -> list[catalogue.LiveWorker]:
         return await catalogue.read_workers(self._redis)

@@ -41,6 +41,12 @@ STATUS: Final[dict[str, JobStatus]] = {
 _STATUS_NAMES: Final = {status: name for name, status in STATUS.items()}
 _ENDED_REGISTRIES: Final[tuple[type[BaseRegistry], ...]] = (FinishedJobRegistry, FailedJobRegistry, CanceledJobRegistry)
 _NEVER_CONNECTED: Final = Redis()  # RQ's constructors want one
+_FIELDS_OF_ANY_JOB: Final = (
+    Queue("any", connection=_NEVER_CONNECTED, serializer=JSONSerializer)
+    .create_job(JOB_FUNCTION, timeout=-1, status=RqStatus.QUEUED)
+    .to_dict()
+)
+_CALL: Final = b'["' + JOB_FUNCTION.encode() + b'", null, [%s], {}]'  # function, instance, args, kwargs
 _EXECUTION_PREFIX: Final = Execution("", "", _NEVER_CONNECTED).key.removesuffix(":")
 
 RqCommand = tuple[EncodableT, ...]
@@ -77,17 +83,16 @@ def started_key(queue: str) -> str:
     return StartedJobRegistry.key_template.format(queue)
 
 
-def job_fields(spec: JobSpec, queue: str, connection: Redis) -> dict[str, Any]:
-    """RQ's hash of a newly queued job. `connection` is never used for input or output here."""
-    job = Queue(queue, connection=connection, serializer=JSONSerializer).create_job(
-        JOB_FUNCTION,
-        args=(json.loads(spec.to_json()),),
-        job_id=spec.id,
-        timeout=-1,
-        description=f"{spec.task} {spec.model}",  # RQ's default would show the prompt in every tool and log
-    )
-    job.enqueued_at = job.created_at
-    return job.to_dict()
+def job_fields(spec: JobSpec, queue: str) -> dict[str, Any]:
+    """RQ's hash of a newly queued job."""
+    now = timestamp()
+    return _FIELDS_OF_ANY_JOB | {
+        "data": zlib.compress(_CALL % spec.to_json().encode(), level=1),
+        "description": f"{spec.task} {spec.model}",  # RQ's default would show the prompt in every tool and log
+        "origin": queue,
+        "created_at": now,
+        "enqueued_at": now,
+    }
 
 
 def stored_spec(compressed: bytes) -> JobSpec:

@@ -1,27 +1,28 @@
 """One atomic submit: idempotency, rate limit, caps, enqueue and the queued event in one script, in Redis time."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from broker import rq_surface
 from broker.connection import text
 from broker.events import MAX_EVENTS
+from broker.gathered import GatheredScript
+from broker.jobs import JobRecord
 from broker.quotas import Limits, Quota
 from contract import keys, metrics
 from contract.errors import ErrorCode
 from contract.events import QueuedEvent
 from contract.settings import Settings
-from contract.spec import JobSpec
+from contract.spec import JobSpec, JobStatus
 
 # A retry of the whole script (redis-py repeats a command whose answer got lost) finds the job and changes nothing.
 _SUBMIT: Final = """
 local LONGEST = 30 * 86400  -- a bucket that nobody touches for so long counts as full
 local queue, rq_job, job, events, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local jobs_of, waiting, rate, deadlines, counters, rq_queues = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local line, turns, all_jobs, running_limits = KEYS[12], KEYS[13], KEYS[14], KEYS[15]
+local line, turns, all_jobs, running_limits, first_queue = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
 local owner, deadline, max_running, steps_counter, steps = ARGV[14], ARGV[15], ARGV[16], ARGV[17], ARGV[18]
 local id, body_hash, max_depth, max_waiting = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local per_second, burst, patience, remember = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
@@ -78,18 +79,24 @@ if body_hash ~= '' then
   redis.call('HSET', idempotency, 'body', body_hash, 'job', id)
   redis.call('EXPIRE', idempotency, remember)
 end
-return say('accepted', id)
+local answer = say('accepted', id)
+answer[5] = string.format('%.6f', now)
+answer[6] = first_queue == queue and depth or depth + redis.call('LLEN', first_queue)
+return answer
 """
 _QUEUE_FULL_RETRY_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """`job_id` differs from the spec's where the Idempotency-Key had been used: then `created` is False."""
+    """`job_id` differs from the spec's where the Idempotency-Key had been used: then `created` is False.
+
+    `record` is the job as it stood when it was queued; None where this call did not queue it."""
 
     job_id: str
     created: bool
-    quota: Quota = field(compare=False)
+    quota: Quota | None = field(default=None, compare=False)
+    record: JobRecord | None = field(default=None, compare=False)
 
 
 class SubmitRefusedError(Exception):
@@ -106,9 +113,8 @@ class Submitter:
     """Holds the registered script; one per gateway process."""
 
     def __init__(self, connection: AsyncRedis, settings: Settings) -> None:
-        self._script = connection.register_script(_SUBMIT)
+        self._script = GatheredScript(connection, _SUBMIT)
         self._settings = settings
-        self._rq_connection = Redis()  # RQ wants one to build a job; it never connects
 
     async def submit(
         self,
@@ -125,10 +131,11 @@ class Submitter:
         if (idempotency_key is None) != (body_hash is None):
             raise ValueError("idempotency_key and body_hash go together: give both or neither")
         limits = limits or Limits.of(self._settings)
-        answer, value, tokens, unfinished = await self._script(
+        answer, value, tokens, unfinished, *queued = await self._script(
             keys=self._keys(spec, idempotency_key), args=self._arguments(spec, body_hash, limits)
         )
-        return _outcome(spec, text(answer), text(value), Quota(limits, float(tokens), unfinished))
+        submitted = _outcome(spec, text(answer), text(value), Quota(limits, float(tokens), unfinished))
+        return replace(submitted, record=_queued(spec, *queued)) if queued else submitted
 
     def _keys(self, spec: JobSpec, idempotency_key: str | None) -> list[str]:
         queue = keys.queue_name(spec.model, spec.priority)
@@ -148,12 +155,13 @@ class Submitter:
             keys.turns(queue),
             keys.all_jobs(),
             keys.running_limits(),
+            rq_surface.queue_key(keys.queue_names(spec.model)[0]),
         ]
 
     def _arguments(self, spec: JobSpec, body_hash: str | None, limits: Limits) -> list[str | bytes | int | float]:
         settings = self._settings
         queue = keys.queue_name(spec.model, spec.priority)
-        fields = rq_surface.job_fields(spec, queue, self._rq_connection)
+        fields = rq_surface.job_fields(spec, queue)
         return [
             spec.id,
             body_hash or "",
@@ -175,6 +183,22 @@ class Submitter:
             spec.n * spec.steps,
             *(part for pair in fields.items() for part in pair),
         ]
+
+
+def _queued(spec: JobSpec, created_at: bytes, ahead: int) -> JobRecord:
+    return JobRecord(
+        spec=spec,
+        status=JobStatus.QUEUED,
+        created_at=float(created_at),
+        started_at=None,
+        finished_at=None,
+        queue_position=ahead,
+        step=0,
+        steps=spec.steps,
+        warnings=(),
+        result=None,
+        error=None,
+    )
 
 
 def _outcome(spec: JobSpec, answer: str, value: str, quota: Quota) -> Submitted:

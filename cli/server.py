@@ -87,8 +87,8 @@ def worker(
     Watches over one process per device: one that dies is started again, and its jobs go back to the queue at once.
     SIGTERM or Ctrl-C finishes what has begun; a second one hands it back at once.
     """
+    from contract.log import configure_log
     from contract.settings import Settings
-    from worker.log import configure_log
     from worker.supervisor import Supervisor, worker_command
 
     wrong = [device for device in names(devices) if not re.fullmatch(r"cpu|cuda:\d+", device)]
@@ -97,6 +97,7 @@ def worker(
     if importlib.util.find_spec("torch") is None:
         err.print("a worker needs torch: install the extra `darkroom\\[worker]`", style="red")
         raise typer.Exit(1)
-    configure_log()
-    if not Supervisor(Settings(), names(devices), worker_command(names(models), model_dir)).run():
+    settings = Settings()
+    configure_log(settings.log_format)
+    if not Supervisor(settings, names(devices), worker_command(names(models), model_dir)).run():
         raise typer.Exit(1)

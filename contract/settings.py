@@ -1,11 +1,16 @@
 """Every setting, read from the environment (prefix DARKROOM_) by whoever starts a process, and passed on from there."""
 
+import re
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from contract.log import LogFormat
+
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
+Texts = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -29,6 +34,14 @@ class Settings(BaseSettings):
         description="base of the URLs given to clients, proxy prefix included; default: the request's",
     )
 
+    trusted_proxies: Texts = Field(
+        default=(),
+        description="addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed",
+    )
+    cors_origins: Texts = Field(
+        default=(), description="origins (https://host) whose pages may call from a browser, or *; none: no other"
+    )
+
     # Who may call
     api_keys: Secrets = Field(
         default=(),
@@ -44,6 +57,7 @@ class Settings(BaseSettings):
     )
     signed_url_seconds: int = Field(default=3600, ge=1, le=3600, description="life of a signed picture URL")
     log_prompts: bool = Field(default=False, description="write prompts into the log")
+    log_format: LogFormat = Field(default="auto", description="json, text, or auto: text on a terminal, else json")
 
     # Limits on a request
     max_body_bytes: int = Field(default=20 * 2**20, ge=1024, description="largest request body")
@@ -115,7 +129,22 @@ class Settings(BaseSettings):
     events_retention_seconds: int = Field(default=3600, ge=1, description="life of an ended job's events")
     janitor_seconds: float = Field(default=30.0, gt=0, description="how often expired things are looked for")
 
-    @field_validator("api_keys", "signing_keys", mode="before")
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin; expected https://host or https://host:port, or *")
+        return origins
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ip_network(network)  # raises ValueError, whose text says what is wrong
+        return networks
+
+    @field_validator("api_keys", "cors_origins", "signing_keys", "trusted_proxies", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):

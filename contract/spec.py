@@ -23,7 +23,8 @@ Pixels = Annotated[int, Field(ge=1, le=16384)]
 class Document(BaseModel):
     """Frozen; refuses unknown fields and non-finite numbers; its JSON round trip is exact."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # An error's text may reach a log, where no prompt belongs.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class UnsupportedVersionError(ValueError):
@@ -142,6 +143,7 @@ class JobSpec(Document):
     mask is 8-bit grey, white = repaint, of the image's size; the map is 8-bit grey, a pixel's value is its class).
     `strength` in (0, 1] is the share of the schedule that img2img and inpaint run. `created_at` is Unix time in
     seconds; `deadline_seconds` counts from there to the end of the job.
+    `request_id` is that of the request that made the job, for logs.
     """
 
     version: Literal["1"] = "1"
@@ -171,6 +173,7 @@ class JobSpec(Document):
     inputs: dict[str, str] = Field(default_factory=dict)
     created_at: float = Field(ge=0.0)
     api_key_id: Name | None = None
+    request_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,100}$")
 
     @model_validator(mode="after")
     def _inputs_fit_task(self) -> Self:

@@ -194,7 +194,15 @@ class BatchWorker:
         except Exception as error:  # noqa: BLE001  # a job must not end the worker
             self._fail(job, begin_error(error))
             return
-        _log.info("job begun", job=spec.id, task=spec.task.value, model=spec.model, n=spec.n, steps=spec.steps)
+        _log.info(
+            "job begun",
+            job=spec.id,
+            request_id=spec.request_id,
+            task=spec.task.value,
+            model=spec.model,
+            n=spec.n,
+            steps=spec.steps,
+        )
         if job.warnings:
             self._link.warn(job.taken, job.warnings)
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from broker.store import Store
 from contract.card import ModelCard
+from contract.log import configure_log
 from contract.settings import Settings
 from models.config import UnsupportedStructure
 from models.latent_diffusion import LatentDiffusion
@@ -21,7 +22,6 @@ from worker.build import build
 from worker.engine import numerics
 from worker.engine.engine import Engine
 from worker.engine.events import RowFailed
-from worker.log import configure_log
 from worker.measures import WorkerMetrics
 from worker.requests import usual_request
 
@@ -46,7 +46,7 @@ def main(
 
     `name` is the worker's in Redis, new at every start; None makes one. `device` as torch names it.
     """
-    configure_log()
+    configure_log(settings.log_format)
     threads = numerics.pin(settings.worker_threads)
     begun, chosen = time.monotonic(), select(device)
     engine, served = build(settings, {model: load(model_dir / model) for model in models}, model_dir, chosen)

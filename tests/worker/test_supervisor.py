@@ -74,7 +74,7 @@ def supervise(environment: None) -> Iterator[StartSupervisor]:
 
     def start(*command: str, devices: tuple[str, ...] = ("cpu",)) -> subprocess.Popen[str]:
         program = (
-            "import sys\nfrom contract.settings import Settings\nfrom worker.log import configure_log\n"
+            "import sys\nfrom contract.settings import Settings\nfrom contract.log import configure_log\n"
             "from worker.supervisor import Supervisor\nconfigure_log()\n"
             f"sys.exit(not Supervisor(Settings(), {devices!r}, {[sys.executable, *command]!r}).run())"
         )
