@@ -2,17 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from difflib import get_close_matches
 from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from contract.errors import ErrorCode
+from service.forms import read_form
 from service.problems import FieldError, ProblemError, expectation, pointer
 from service.schemas import JSON_FIELDS, PICTURE_FIELDS, PictureRequest
 
@@ -20,26 +20,74 @@ R = TypeVar("R", bound=PictureRequest)
 
 JSON_TYPE: Final = "application/json"
 FORM_TYPE: Final = "multipart/form-data"
-_THREAD_BYTES: Final = 64 * 1024
+_SMALL_BYTES: Final = 64 * 1024
 _MAX_ERRORS: Final = 50
+_SHOWN_CHARS: Final = 100
+_RETRY_SOON: Final = {"Retry-After": "2"}
 
 
-async def read_request(request: Request, model: type[R], max_bytes: int) -> R:
-    """Raises `ProblemError`: 400 not JSON or not a form, 415 another type, 422 fields."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type == JSON_TYPE:
-        body = await request.body()
-        if len(body) < _THREAD_BYTES:
-            return _from_json(body, model)
-        return await asyncio.to_thread(_from_json, body, model)
-    if content_type == FORM_TYPE:
-        return await _from_form(request, model, max_bytes)
-    raise ProblemError(
-        ErrorCode.UNSUPPORTED_MEDIA_TYPE,
-        f"the content type is {content_type or 'missing'}; expected {JSON_TYPE} or {FORM_TYPE}",
-        [FieldError(header="Content-Type", detail=f"expected {JSON_TYPE} or {FORM_TYPE}")],
-        headers={"Accept-Post": f"{JSON_TYPE}, {FORM_TYPE}"},
-    )
+class Bodies:
+    """All bodies that one gateway reads, of at most `max_held_bytes` at once, from their first byte until their jobs
+    are queued. Small ones always pass: those of prompts without pictures."""
+
+    def __init__(self, max_bytes: int, max_held_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._max_held_bytes = max_held_bytes
+        self.held = 0  # bytes
+
+    @asynccontextmanager
+    async def read(self, request: Request, model: type[R]) -> AsyncIterator[R]:
+        """The model; its body counts as held until the context ends. A field that JSON has twice counts as it stands
+        last. Raises `ProblemError`: 400 not JSON or not a form, 415 another type, 422 fields, 429 too much at once."""
+        own = _Share()
+        try:
+            yield await self._read(request, model, own)
+        finally:
+            self.held -= own.bytes
+
+    async def _read(self, request: Request, model: type[R], own: "_Share") -> R:
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("identity", ""):
+            raise ProblemError(
+                ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+                f"the body is encoded as {coding[:_SHOWN_CHARS]}; send it as it is",
+                [FieldError(header="Content-Encoding", detail="expected none")],
+                headers={"Accept-Encoding": "identity"},
+            )
+        content_type = request.headers.get("content-type", "")
+        chunks = self._counted(request, own)
+        match content_type.partition(";")[0].strip().lower():
+            case "application/json":
+                body = b"".join([chunk async for chunk in chunks])
+                if len(body) < _SMALL_BYTES:
+                    return _from_json(body, model)
+                return await asyncio.to_thread(_from_json, body, model)
+            case "multipart/form-data":
+                return _from_form(await read_form(content_type, chunks, self._max_bytes), model)
+            case other:
+                raise ProblemError(
+                    ErrorCode.UNSUPPORTED_MEDIA_TYPE,
+                    f"the content type is {other[:_SHOWN_CHARS] or 'missing'}; expected {JSON_TYPE} or {FORM_TYPE}",
+                    [FieldError(header="Content-Type", detail=f"expected {JSON_TYPE} or {FORM_TYPE}")],
+                    headers={"Accept-Post": f"{JSON_TYPE}, {FORM_TYPE}"},
+                )
+
+    async def _counted(self, request: Request, own: "_Share") -> AsyncGenerator[bytes, None]:
+        async for chunk in request.stream():
+            own.bytes += len(chunk)
+            self.held += len(chunk)
+            if self.held > self._max_held_bytes and own.bytes > _SMALL_BYTES:
+                detail = (
+                    f"the server already holds {self._max_held_bytes:,} bytes of other requests; send it again soon"
+                )
+                raise ProblemError(ErrorCode.UPLOADS_BUSY, detail, headers=_RETRY_SOON)
+            yield chunk
+
+
+class _Share:
+    """What one request has added to the bytes that are held."""
+
+    bytes = 0
 
 
 def _from_json(body: bytes, model: type[R]) -> R:
@@ -50,33 +98,44 @@ def _from_json(body: bytes, model: type[R]) -> R:
         raise _refusal(error, model) from error
 
 
-async def _from_form(request: Request, model: type[R], max_bytes: int) -> R:
+def _from_form(given: Sequence[tuple[str, str | bytes | None]], model: type[R]) -> R:
     """A form's values are text, so numbers and booleans are read from text, and lists from JSON text."""
     fields: dict[str, Any] = {}
     errors: list[FieldError] = []
-    try:
-        async with request.form(max_files=8, max_fields=64, max_part_size=max_bytes) as form:
-            for name, value in form.multi_items():
-                if name in fields:
-                    errors.append(FieldError(pointer=pointer(name), detail="given twice; expected once"))
-                if isinstance(value, UploadFile) and name in model.model_fields and name not in PICTURE_FIELDS:
-                    errors.append(FieldError(pointer=pointer(name), detail="got a file; expected text"))
-                fields[name] = await value.read() if isinstance(value, UploadFile) else value
-    except HTTPException as error:
-        detail = f"{str(error.detail).rstrip('.')}; expected a form as RFC 7578 has it"
-        raise ProblemError(ErrorCode.INVALID_MULTIPART, detail) from error
-    for name in JSON_FIELDS:
-        try:
-            if isinstance(fields.get(name), str):
-                fields[name] = json.loads(fields[name])
-        except (ValueError, RecursionError) as error:
-            errors.append(FieldError(pointer=pointer(name), detail=f"{error}; expected JSON: a list of objects"))
+    for name, value in given:
+        if name in fields:
+            errors.append(_fault(name, "given twice; expected once"))
+        elif value is None:
+            errors.append(_fault(name, "is not valid UTF-8; expected text in UTF-8, or a file"))
+        elif isinstance(value, bytes) and name in model.model_fields and name not in PICTURE_FIELDS:
+            errors.append(_fault(name, "got a file; expected text"))
+        elif isinstance(value, str) and name in JSON_FIELDS:
+            try:
+                value = _json_of(value)
+            except (ValueError, RecursionError) as error:
+                errors.append(_fault(name, f"{error}; expected JSON: a list of objects"))
+        fields[name] = value
     if errors:
         raise ProblemError(ErrorCode.VALIDATION_FAILED, "nothing was queued", errors)
     try:
         return model.model_validate(fields)
     except ValidationError as error:
         raise _refusal(error, model) from error
+
+
+def _json_of(text: str) -> Any:
+    if len(text) > _SMALL_BYTES:
+        raise ValueError(f"has {len(text):,} characters, of at most {_SMALL_BYTES:,}")
+    return json.loads(text)
+
+
+def _fault(name: str, detail: str) -> FieldError:
+    return FieldError(pointer=_pointer(name), detail=detail)
+
+
+def _pointer(*place: str | int) -> str:
+    """Names may be as long as a body."""
+    return pointer(*(part if isinstance(part, int) else part[:_SHOWN_CHARS] for part in place))
 
 
 def _refusal(error: ValidationError, model: type[PictureRequest]) -> ProblemError:
@@ -92,7 +151,7 @@ def _refusal(error: ValidationError, model: type[PictureRequest]) -> ProblemErro
 def _field_errors(entries: Sequence[ErrorDetails], model: type[PictureRequest]) -> list[FieldError]:
     return [
         FieldError(
-            pointer=pointer(*entry["loc"]),
+            pointer=_pointer(*entry["loc"]),
             detail=_unknown(str(entry["loc"][-1]), model) if _is_unknown(entry) else expectation(entry),
         )
         for entry in entries
@@ -104,7 +163,7 @@ def _is_unknown(entry: ErrorDetails) -> bool:
 
 
 def _unknown(name: str, model: type[PictureRequest]) -> str:
-    close = get_close_matches(name[:100], model.model_fields, n=1)
+    close = get_close_matches(name[:_SHOWN_CHARS], model.model_fields, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"unknown field; {hint}{_known_fields(model)}"
 

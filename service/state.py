@@ -9,6 +9,7 @@ from broker.gateway_side import JobBroker
 from broker.signing import UrlSigner
 from contract.settings import Settings
 from service.auth_keys import ApiKeys
+from service.body import Bodies
 from service.metrics import GatewayMetrics
 from service.uploads import Uploads
 
@@ -21,7 +22,8 @@ class GatewayState:
         self.broker = broker
         self.metrics = metrics
         self.api_keys = ApiKeys(settings.api_keys)
-        self.uploads = Uploads(settings.max_side, settings.max_pixels)
+        self.uploads = Uploads(settings.max_side, settings.max_pixels, settings.max_picture_ratio)
+        self.bodies = Bodies(settings.max_body_bytes, settings.max_held_bytes)
         self.closing = asyncio.Event()  # set when the server stops: what waits for a job then answers at once
         self._signer: UrlSigner | None = None
 

@@ -9,7 +9,6 @@ from broker.jobs import JobRecord
 from contract.errors import ErrorCode
 from contract.spec import Task
 from service.auth import Caller
-from service.body import read_request
 from service.jobs_view import JobView, view_job
 from service.openapi import request_body
 from service.routes.common import State, find_job, problems
@@ -36,6 +35,7 @@ _REFUSALS: Final = (
     ErrorCode.IMAGE_TOO_LARGE,
     ErrorCode.IDEMPOTENCY_MISMATCH,
     ErrorCode.RATE_LIMITED,
+    ErrorCode.UPLOADS_BUSY,
     ErrorCode.QUEUE_FULL,
     ErrorCode.STORE_UNAVAILABLE,
 )
@@ -69,8 +69,7 @@ def _endpoint(task: Task) -> Callable[..., Awaitable[JobView]]:
         prefer: Prefer = None,
         cancel_on_disconnect: CancelOnDisconnect = False,
     ) -> JobView:
-        asked = await read_request(request, REQUESTS[task], state.settings.max_body_bytes)
-        job_id = await submit(state, task, asked, caller, idempotency_key)
+        job_id = await _queue(request, state, task, caller, idempotency_key)
         seconds = seconds_to_wait(prefer, state.settings.max_wait_seconds)
         if seconds is not None:
             await wait_for_end(request, state, job_id, seconds, cancel_on_disconnect)
@@ -81,6 +80,12 @@ def _endpoint(task: Task) -> Callable[..., Awaitable[JobView]]:
     generate.__doc__ = REQUESTS[task].__doc__
     generate.__name__ = task.value
     return generate
+
+
+async def _queue(request: Request, state: State, task: Task, caller: str | None, idempotency_key: str | None) -> str:
+    """Apart, so that nothing holds the body while its client waits for the job."""
+    async with state.bodies.read(request, REQUESTS[task]) as asked:
+        return await submit(state, task, asked, caller, idempotency_key)
 
 
 async def _answer(request: Request, response: Response, job: JobRecord, waited: bool) -> JobView:

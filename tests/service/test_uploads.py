@@ -2,24 +2,18 @@
 
 import io
 from base64 import b64encode
-from typing import Any
 
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from contract.errors import ErrorCode
 from service.problems import ProblemError
 from service.uploads import Picture, Uploads
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+from tests.service.picture_makers import file_of
 
 
 async def normalised(source: bytes | str, name: str = "image") -> Image.Image:
-    picture: Picture = (await Uploads(256, 256 * 128).decode({name: source}))[name]
+    picture: Picture = (await Uploads(256, 256 * 128, 64).decode({name: source}))[name]
     image = Image.open(io.BytesIO(picture.png))
     assert (image.format, image.size) == ("PNG", (picture.width, picture.height))
     return image
@@ -93,15 +87,9 @@ async def test_base64_and_data_urls(wrap: str) -> None:
 
 async def test_the_same_file_has_the_same_digest_however_it_came() -> None:
     data = file_of(Image.new("RGB", (8, 8)))
-    uploads = Uploads(256, 256 * 256)
+    uploads = Uploads(256, 256 * 256, 64)
     pictures = await uploads.decode({"image": data, "mask": b64encode(data).decode()})
     assert pictures["image"].source_sha256 == pictures["mask"].source_sha256
-
-
-def text_bomb() -> bytes:
-    info = PngImagePlugin.PngInfo()
-    info.add_text("comment", "a" * 80_000_000, zip=True)
-    return file_of(Image.new("RGB", (8, 8)), pnginfo=info)
 
 
 @pytest.mark.parametrize(
@@ -117,9 +105,8 @@ def text_bomb() -> bytes:
         (file_of(Image.effect_noise((64, 64), 9), "TIFF"), ErrorCode.IMAGE_INVALID),
         (file_of(Image.new("L", (257, 8))), ErrorCode.IMAGE_TOO_LARGE),
         (file_of(Image.new("L", (200, 200))), ErrorCode.IMAGE_TOO_LARGE),
-        (text_bomb(), ErrorCode.IMAGE_INVALID),
     ],
-    ids=["empty", "signature only", "cut jpeg", "cut webp", "tiff", "too wide", "too many pixels", "text bomb"],
+    ids=["empty", "signature only", "cut jpeg", "cut webp", "tiff", "too wide", "too many pixels"],
 )
 async def test_what_is_refused(source: bytes, code: ErrorCode) -> None:
     with pytest.raises(ProblemError) as caught:
