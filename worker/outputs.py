@@ -33,7 +33,8 @@ def parameters_text(spec: JobSpec, index: int, digest: str) -> str:
         values["Eta"] = f"{spec.eta:g}"
     if spec.task in (Task.IMG2IMG, Task.INPAINT):
         values["Denoising strength"] = f"{spec.strength:g}"
-    lines = [" ".join([spec.prompt, *(f"<lora:{lora.name}:{lora.weight:g}>" for lora in spec.loras)])]
+    adapters = [f"<lora:{lora.name}:{lora.weight:g}>" for lora in spec.loras]
+    lines = [" ".join([spec.prompt, *adapters] if spec.prompt else adapters)]
     if spec.negative_prompt:
         lines.append(f"Negative prompt: {spec.negative_prompt}")
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in values.items())])

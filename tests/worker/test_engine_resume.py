@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from models.latent_diffusion import LatentDiffusion
-from models.samplers import SAMPLERS
+from models.samplers import SAMPLERS, Sampler
 from models.tasks import PictureRequest, Task
 from tests.tiny_models import BASE, UPSCALER
 from worker.engine.engine import Engine
@@ -100,6 +100,23 @@ def moved_about(models: Models, wanted: Wanted) -> dict[str, bytes]:
                 resumed.add((name, state.step))
     assert len({step for _, step in resumed}) > 3
     return made
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_goes_on_where_it_was(models: Models, sampler: Sampler) -> None:
+    """Instead of beginning anew, which would give the same picture, later."""
+    request = PictureRequest("txt2img", "a cat", 64, 64, seed=1, steps=5, sampler=sampler)
+    first, second = engine_of(models), engine_of(models)
+    first.submit("a", BASE, request)
+    while (state := first.snapshot("a")) is None or state.step < 2:
+        first.tick()
+    second.submit("a", BASE, request, resume=ResumeState.from_bytes(state.to_bytes()))
+    events = []
+    while not second.idle:
+        events += second.tick()
+    assert [event.step for event in events if isinstance(event, RowProgress)] == [3, 4, 5]
+    made = {event.row_id: event.image.tobytes() for event in events if isinstance(event, RowFinished)}
+    assert made == finish(engine_of(models), {"a": (BASE, request)})
 
 
 def test_a_picture_whose_steps_are_done_is_only_decoded(models: Models) -> None:

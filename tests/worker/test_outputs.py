@@ -36,6 +36,8 @@ def test_parameters_text(make_spec: MakeSpec) -> None:
     )
     styled = make_spec(prompt="a cat", loras=[{"name": "film", "weight": 0.8}, {"name": "neon"}])
     assert parameters_text(styled, 0, "").startswith("a cat <lora:film:0.8> <lora:neon:1>\nSteps: 4")
+    wordless = styled.model_copy(update={"prompt": "", "class_label": 3})
+    assert parameters_text(wordless, 0, "").startswith("<lora:film:0.8> <lora:neon:1>\nSteps: 4")
 
 
 def test_png_is_lossless_and_carries_the_parameters(make_spec: MakeSpec, picture: Image.Image) -> None:
