@@ -75,7 +75,7 @@ def test_published_structure() -> None:
     ("changes", "message"),
     [
         ({"addition_embed_type": "image"}, "addition_embed_type='image' is not supported; expected None or 'text_time"),
-        ({"addition_time_embed_dim": None}, "addition_time_embed_dim=None; expected one positive integer"),
+        ({"addition_time_embed_dim": None}, "addition_time_embed_dim=None; expected one integer from 1"),
         ({"projection_class_embeddings_input_dim": 24}, "24: expected more than 6 times addition_time_embed_dim"),
         ({"addition_embed_type": None}, "without addition_embed_type: expected None"),
         ({"cross_attention_dim": None}, "means nothing to a UNet2DModel|are not supported"),
