@@ -69,9 +69,6 @@ def _unet_structure(shapes: Shapes) -> UNetStructure:
     middle = _attention("middle_block.1.", shapes)
     places = [f"{first}1." for first in firsts] + ["middle_block.1."]
     depths = [count(f"{place}transformer_blocks.", shapes) for place in places]
-    crosses = [_reads_context(place, shapes) for place in places]
-    # Levels without attention as in the published configs: the finer ones as any other, the last as the middle.
-    fill_cross = [*([any(crosses)] * (len(firsts) - 1)), crosses[-1]]
     widths = tuple(shapes[f"{first}0.out_layers.3.weight"][0] for first in firsts)
     context = next((shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), None)
     projections = [shape for key, shape in shapes.items() if key.endswith(".proj_in.weight")]
@@ -86,7 +83,7 @@ def _unet_structure(shapes: Shapes) -> UNetStructure:
         depths=tuple(depth or depths[-1] for depth in depths[:-1]),
         context=context,
         linear=any(len(shape) == 2 for shape in projections),
-        only_cross=tuple(c if a else f for a, c, f in zip(attention, crosses, fill_cross, strict=False)),
+        only_cross=tuple(_reads_context(f"{first}1.", shapes) for first in firsts),
         updown=any(f"output_blocks.{k}.{n}.in_layers.0.weight" in shapes for k in ends for n in "12"),
         scale_shift=embedding[0] == 2 * widths[0],
         classes=shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None,

@@ -124,6 +124,14 @@ def shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
+def test_the_middle_attends_to_itself_whatever_the_levels_do() -> None:
+    """diffusers' middle block takes no `only_cross_attention`."""
+    data = {**UNET.to_dict(), "only_cross_attention": True}
+    with torch.device("meta"):
+        ours, oracle = UNet(UNetConfig.from_dict(data)), diffusers.UNet2DConditionModel.from_config(data)
+    assert shapes(ours) == shapes(oracle)
+
+
 def test_heads_are_counted_by_the_class() -> None:
     """`attention_head_dim` is a number of heads in one class, the width of a head in the other."""
     heads = {name: UNetConfig.from_dict(data).heads for name, data in PUBLISHED.items()}
