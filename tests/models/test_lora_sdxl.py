@@ -14,7 +14,7 @@ from models.latent_diffusion import LatentDiffusion
 from models.lora_files import load_adapter
 from models.tasks import PictureRequest
 from models.text_pair import TextPairEncoder
-from tests.adapter_files import ATTENTION, TEXT, random_pairs, write_kohya, write_peft
+from tests.adapter_files import ATTENTION, EVERYWHERE, TEXT, random_pairs, write_kohya, write_peft
 from tests.models.sdxl import sdxl
 from tests.models.small import diffusers
 from worker.engine import runner
@@ -108,3 +108,21 @@ def engine_latents(model: LatentDiffusion, requests: Mapping[str, PictureRequest
             runner.feed(bank, slot, start, time, step)
         runner.step(resident, bank, slice(0, len(rows)))
     return {name: bank.x[slot : slot + 1] for slot, name in enumerate(requests)}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "gain"),
+    [(EVERYWHERE, 0.1), (r"add_embedding\.linear_\d", 0.3), (r"time_embedding\.linear_\d|.*time_emb_proj", 0.3)],
+)
+def test_whatever_an_adapter_changes_the_engine_changes_alike(
+    model: LatentDiffusion, tmp_path: Path, pattern: str, gain: float
+) -> None:
+    """Beside a row without. What is added to the time embedding is made once, its projections at every step."""
+    path = tmp_path / "style.safetensors"
+    write_peft(path, random_pairs(model.unet, pattern, 3, 1, gain))
+    model.adapters = {"style": load_adapter(path, model)}
+    styled = PictureRequest(**{**vars(REQUEST), "loras": (("style", 0.8),)})
+    made = engine_latents(model, {"plain": REQUEST, "styled": styled})
+    for name, request in {"plain": REQUEST, "styled": styled}.items():
+        torch.testing.assert_close(made[name], model.render_latents(request), rtol=0, atol=TOLERANCE)
+    assert (made["styled"] - made["plain"]).abs().max() > 100 * TOLERANCE
