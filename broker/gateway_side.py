@@ -28,7 +28,7 @@ from broker.key_ring import KeyRing
 from broker.queues import read_ages
 from broker.reap import Sweeper, Swept
 from broker.rq_surface import queue_key
-from broker.signing import UrlSigner, signing_keys
+from broker.signing import Signers, UrlSigner
 from broker.store import Store
 from broker.submit import Submitted, Submitter
 from contract import keys
@@ -43,8 +43,7 @@ class JobBroker:
     """All that the gateway asks of Redis, and of the store where a job's pictures go with it."""
 
     def __init__(self, settings: Settings, store: Store | None = None) -> None:
-        self.store = store or Store(settings.store_url, settings.store_public_endpoint)
-        self._settings = settings
+        self.store = store or Store.of(settings)
         self._redis = connect_async(settings.redis_url)
         self._hub_redis = connect_async(settings.redis_url)
         self._sync_redis = connect(settings.redis_url)  # for what workers do as well; used in threads
@@ -52,6 +51,7 @@ class JobBroker:
         self.claims = Claims(self._redis)
         self._cards: list[ModelCard] | None = None
         self._cards_at = 0.0
+        self._signers = Signers(self._redis, settings)
         self._submitter = Submitter(self._redis, settings)
         self._hub = Hub(self._hub_redis)
         self._finisher = Finisher(self._sync_redis, settings)
@@ -170,7 +170,7 @@ class JobBroker:
 
     async def url_signer(self) -> UrlSigner:
         """Signs picture URLs where `store.signs` is False; the same keys in every gateway on this Redis."""
-        return UrlSigner(await signing_keys(self._redis, self._settings))
+        return await self._signers.get()
 
     async def sweep(self) -> Swept:
         """Puts abandoned jobs back and fails expired ones; call every `reap_seconds`."""

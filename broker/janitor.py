@@ -1,6 +1,12 @@
-"""Retention: what a job leaves behind goes when its time is over. Runs in gateways and workers; one at a time works."""
+"""Retention: what a job leaves behind goes when its time is over. Runs in gateways and workers; one at a time works.
 
+It deletes the pictures of jobs in every kind of store. What belongs to no job it looks for among the inputs of every
+store and the outputs of a local one; among the outputs of a cloud store, which may be many, a lifecycle rule does.
+"""
+
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -66,24 +72,31 @@ class Janitor:
         """Raises what redis raises, and `StoreError`; what was not finished is due again next time."""
         if not self._turn("janitor", self._settings.janitor_seconds):
             return Cleaned()
-        now = redis_time(self._connection)
-        inputs = self._due(keys.inputs_due(), now)
-        for job_id in inputs:
+        now, stop = redis_time(self._connection), time.monotonic() + self._settings.janitor_seconds
+        inputs = jobs = 0
+        for job_id in self._due(keys.inputs_due(), now, stop):
             self._store.delete_folder(keys.inputs_of(job_id))
             self._connection.zrem(keys.inputs_due(), job_id)
-        jobs = self._due(keys.ended(), now - self._settings.retention_seconds)
-        for job_id in jobs:
+            inputs += 1
+        for job_id in self._due(keys.ended(), now - self._settings.retention_seconds, stop):
             delete_job(self._connection, self._store, job_id)
+            jobs += 1
         orphans = self._clean_orphans(now) if self._turn("orphans", _ORPHAN_SECONDS) else 0
-        return Cleaned(len(jobs), len(inputs), orphans, self._keep_quota())
+        return Cleaned(jobs, inputs, orphans, self._keep_quota())
 
     def _turn(self, name: str, seconds: float) -> bool:
         """One process per period; never released, so the period holds across processes."""
         milliseconds = max(1, int(seconds * 900))  # a little short of the period, or every second turn would be missed
         return bool(self._connection.set(keys.lock(name), "held", nx=True, px=milliseconds))
 
-    def _due(self, key: str, until: float) -> list[str]:
-        return [text(member) for member in self._connection.zrangebyscore(key, "-inf", until, start=0, num=_BATCH)]  # type: ignore[arg-type]
+    def _due(self, key: str, until: float, stop: float) -> Iterator[str]:
+        """Jobs by score up to `until`, in batches, as long as the caller removes each from the set; whatever there is
+        to do, at least one batch, and none after `stop` on this machine's monotonic clock."""
+        batch: Any
+        while batch := self._connection.zrangebyscore(key, "-inf", until, start=0, num=_BATCH):
+            yield from map(text, batch)
+            if time.monotonic() > stop:
+                return
 
     def _keep_quota(self) -> int:
         """Removes whole jobs, the longest ended first, until a local store is within its quota."""

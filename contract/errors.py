@@ -35,6 +35,7 @@ class ErrorCode(StrEnum):
     BODY_TOO_LARGE = "body_too_large", 413, "The body is too large"
     URL_TOO_LONG = "url_too_long", 414, "The URL is too long"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type", 415, "The content type is not supported"
+    RANGE_NOT_SATISFIABLE = "range_not_satisfiable", 416, "The file has no such bytes"
     VALIDATION_FAILED = "validation_failed", 422, "The request is not valid"
     IMAGE_INVALID = "image_invalid", 422, "A picture cannot be read"
     IMAGE_TOO_LARGE = "image_too_large", 422, "A picture has too many pixels"

@@ -1,10 +1,12 @@
 """Every Redis key and every store key, as functions. RQ's own keys (`rq:...`) stay in `broker.rq_surface`."""
 
+import re
 from hashlib import sha256
 from typing import Final
 
 from contract.spec import SPEC_MAJOR, Priority
 
+_OUTPUT: Final = re.compile(r"outputs/([A-Za-z0-9_-]+)/[A-Za-z0-9_-]+/([0-9]+\.[a-z]+)")
 ANONYMOUS: Final = "anonymous"  # stands for api_key_id None in keys
 
 
@@ -176,9 +178,9 @@ def worker(name: str) -> str:
     return f"darkroom:worker:{name}"
 
 
-def signing_key() -> str:
-    """The key that signs picture URLs where the settings name none."""
-    return "darkroom:signing-key"
+def signing_keys() -> str:
+    """Sorted set of the keys that sign picture URLs where the settings name none, by the time they were made."""
+    return "darkroom:signing-keys"
 
 
 def lock(name: str) -> str:
@@ -202,3 +204,9 @@ def output_object(job_id: str, execution_id: str, index: int, extension: str) ->
 
 def outputs_of(job_id: str) -> str:
     return f"outputs/{job_id}/"
+
+
+def file_name(key: str) -> str | None:
+    """Under which name a finished picture is saved; None where `key` is not that of one."""
+    picture = _OUTPUT.fullmatch(key)
+    return f"{picture[1]}-{picture[2]}" if picture else None

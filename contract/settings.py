@@ -25,7 +25,12 @@ class Settings(BaseSettings):
         description="picture store: file:PATH, memory:, s3://bucket/prefix, gs:// or az://",
     )
     store_public_endpoint: str | None = Field(
-        default=None, description="cloud stores: endpoint in the signed URLs, where clients use another than we do"
+        default=None,
+        description="cloud stores: endpoint in the signed URLs, where clients use another than we do; "
+        "S3: https://{bucket}.host puts the bucket into the host",
+    )
+    store_timeout_seconds: float = Field(
+        default=10.0, gt=0, description="cloud stores: a request that is silent for so long has failed"
     )
     host: str = Field(default="127.0.0.1", description="address on which the gateway listens")
     port: int = Field(default=8000, ge=0, le=65535, description="port on which the gateway listens; 0 takes a free one")

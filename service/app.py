@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from broker.connection import REDIS_UNAVAILABLE
 from broker.gateway_side import JobBroker
-from broker.store import StoreError
+from broker.store import Store, StoreError
 from contract.settings import Settings
 from service import openapi, problems, reference
 from service.metrics import GatewayMetrics
@@ -22,7 +22,8 @@ _log = structlog.get_logger("darkroom.gateway")
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI app. Redis and the store may be away when it starts: it answers 503 until they are there."""
+    """The ASGI app. Redis and the store may be away when it starts: it answers 503 until they are there. A store that
+    answers and refuses ends the start."""
     metrics = GatewayMetrics()
     app = FastAPI(
         title="Darkroom",
@@ -45,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
 def _lifespan(settings: Settings, metrics: GatewayMetrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        broker = JobBroker(settings)
+        broker = JobBroker(settings, await asyncio.to_thread(_open_store, settings))
         app.state.gateway = GatewayState(settings, broker, metrics)
         chores = [
             asyncio.create_task(_every(settings.reap_seconds, broker.sweep), name="darkroom-sweep"),
@@ -60,6 +61,14 @@ def _lifespan(settings: Settings, metrics: GatewayMetrics) -> Callable[[FastAPI]
             await broker.close()
 
     return lifespan
+
+
+def _open_store(settings: Settings) -> Store:
+    """Raises `StoreRefusedError`: then a gateway does not start."""
+    store = Store.of(settings)
+    if (error := store.check()) is not None:
+        _log.warning("store away", error=str(error))
+    return store
 
 
 async def _every(seconds: float, chore: Callable[[], Awaitable[object]]) -> None:

@@ -124,5 +124,5 @@ async def _signed_url(picture: PictureResult, state: GatewayState, base: str) ->
     if by_store is not None:
         return by_store
     expires = int(time.time()) + seconds
-    signature = (await state.signer()).sign(picture.key, expires)
-    return f"{base}/v1/images/{picture.key}?expires={expires}&signature={signature}"
+    signature = (await state.signer()).sign(picture.key, picture.sha256, expires)
+    return f"{base}/v1/images/{picture.key}?sha256={picture.sha256}&expires={expires}&signature={signature}"

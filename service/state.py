@@ -25,7 +25,6 @@ class GatewayState:
         self.uploads = Uploads(settings.max_side, settings.max_pixels, settings.max_picture_ratio)
         self.bodies = Bodies(settings.max_body_bytes, settings.max_held_bytes)
         self.closing = asyncio.Event()  # set when the server stops: what waits for a job then answers at once
-        self._signer: UrlSigner | None = None
 
     @classmethod
     def of(cls, request: Request) -> Self:
@@ -34,10 +33,8 @@ class GatewayState:
         return state
 
     async def signer(self) -> UrlSigner:
-        """Asked of Redis once, at first use: a gateway starts even while Redis is away."""
-        if self._signer is None:
-            self._signer = await self.broker.url_signer()
-        return self._signer
+        """Of pictures' URLs. May raise what Redis raises: a gateway starts even while Redis is away."""
+        return await self.broker.url_signer()
 
     def base_url(self, request: Request) -> str:
         """What the URLs in answers begin with: the public one, else as the client reached us, proxy prefix included."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from broker.store import StoreRefusedError
 from contract.settings import Settings
 from models.weights_io.tensors import WeightsError
 from worker.engine.calibration import CalibrationError
@@ -31,7 +32,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     threading.Thread(target=_end_with_supervisor, args=(stop_seconds,), name="lifeline", daemon=True).start()
     try:
         main(settings, options.models.split(","), options.model_dir, device=options.device, name=options.name)
-    except (CalibrationError, DeviceError, ModelFolderError, NumericsError, WeightsError) as error:
+    except (CalibrationError, DeviceError, ModelFolderError, NumericsError, StoreRefusedError, WeightsError) as error:
         print(error, file=sys.stderr)
         return CONFIGURATION_ERROR
     return 0

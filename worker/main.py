@@ -10,7 +10,6 @@ import structlog
 import torch
 from pydantic import ValidationError
 
-from broker.store import Store
 from contract.card import ModelCard
 from contract.log import configure_log
 from contract.settings import Settings
@@ -24,6 +23,7 @@ from worker.engine.engine import Engine
 from worker.engine.events import RowFailed
 from worker.measures import WorkerMetrics
 from worker.requests import usual_request
+from worker.store_outage import open_store
 
 CARD: Final = "card.json"
 
@@ -42,11 +42,13 @@ def main(
     settings: Settings, models: Sequence[str], model_dir: Path, device: str = "cpu", name: str | None = None
 ) -> None:
     """Serves `models`, each a folder in `model_dir`, until SIGTERM or SIGINT. Raises `ModelFolderError`, or
-    `models.weights_io.tensors.WeightsError` for broken weights; `NumericsError` where `batching=exact` cannot be kept.
+    `models.weights_io.tensors.WeightsError` for broken weights; `NumericsError` where `batching=exact` cannot be kept;
+    `StoreRefusedError` where the picture store says no.
 
     `name` is the worker's in Redis, new at every start; None makes one. `device` as torch names it.
     """
     configure_log(settings.log_format)
+    store = open_store(settings)
     threads = numerics.pin(settings.worker_threads)
     begun, chosen = time.monotonic(), select(device)
     engine, served = build(settings, {model: load(model_dir / model) for model in models}, model_dir, chosen)
@@ -63,7 +65,7 @@ def main(
     if settings.worker_metrics_port is not None:
         port = metrics.serve(settings.host, settings.worker_metrics_port)
         _log.info("metrics", url=f"http://{settings.host}:{port}/metrics")
-    worker = BatchWorker(settings, served, engine, Store(settings.store_url), metrics, name)
+    worker = BatchWorker(settings, served, engine, store, metrics, name)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     worker.work()

@@ -1,14 +1,27 @@
-"""What a worker does while the store is away: how long it tries again, and what it tells in the end."""
+"""What a worker does while the store is away: at its start, how long it tries again, and what it tells in the end."""
 
 from collections.abc import Iterator
 from typing import Final
 
-from broker.store import StoreError, StoreFullError
+import structlog
+
+from broker.store import Store, StoreError, StoreFullError
 from contract.errors import ErrorCode
+from contract.settings import Settings
 from contract.spec import JobError
 
 _FIRST: Final = 0.2
 _LONGEST: Final = 10.0
+
+_log = structlog.get_logger("darkroom.worker")
+
+
+def open_store(settings: Settings) -> Store:
+    """Begins without a store that is away; raises `StoreRefusedError` where it answers and refuses."""
+    store = Store.of(settings)
+    if (error := store.check()) is not None:
+        _log.warning("store away", error=str(error))
+    return store
 
 
 def pauses(patience: float) -> Iterator[float]:

@@ -1,4 +1,4 @@
-"""The picture store and the URLs it is read by."""
+"""The picture store: what every kind does, and what a local one does when it cannot write."""
 
 import shutil
 import subprocess
@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.gateway_side import JobBroker
-from broker.signing import SignatureInvalidError, UrlExpiredError, UrlSigner
-from broker.store import ObjectMissingError, Store, StoreError
-from contract.settings import Settings
+from broker.store import ObjectMissingError, Store, StoreError, StoreRefusedError
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -36,6 +33,14 @@ async def test_put_get_list_delete(store: Store) -> None:
     with pytest.raises(ObjectMissingError):
         await store.get_async("outputs/a/x/0.png")
     assert store.get("outputs/ab/x/0.png") == b"other"
+    assert await store.size_async("outputs/ab/x/0.png") == 5
+    assert b"".join([chunk async for chunk in await store.stream_async("outputs/ab/x/0.png", 1, 4)]) == b"the"
+    for missing in (store.size_async("outputs/a/x/0.png"), store.stream_async("outputs/a/x/0.png", 0, 1)):
+        with pytest.raises(ObjectMissingError):
+            await missing
+    assert store.errors == dict.fromkeys(store.errors, 0)
+    assert store.check() is None
+    assert [entry.key for entry in store.list("checks/")] == []
     assert not store.signs
     assert await store.sign("outputs/ab/x/0.png", 60) is None
 
@@ -53,6 +58,25 @@ def test_an_unwritable_store_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "store" / "outputs").write_bytes(b"a file where a folder should be")
     with pytest.raises(StoreError, match=r"the store failed on 'outputs/a/0\.png'"):
         store.put("outputs/a/0.png", b"x", "image/png")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/pictures", "ftp://pictures", "pictures", "file:{}/a file/store"])
+def test_a_url_without_a_store_is_refused(tmp_path: Path, url: str) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(StoreRefusedError, match="DARKROOM_STORE_URL"):
+        Store(url.format(tmp_path))
+
+
+def test_a_store_that_cannot_be_written_says_so_at_start(tmp_path: Path) -> None:
+    """On a real file system that is mounted for reading only, in a mount namespace of its own."""
+    mount = f'mount -t tmpfs -o ro tmpfs {tmp_path} && exec "$@"'
+    inside = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*inside, "true"], check=False).returncode:
+        pytest.skip("needs a kernel that lets tests mount a file system of their own")
+    check = "import sys; from broker.store import Store; Store('file:' + sys.argv[1]).check()"
+    done = subprocess.run([*inside, sys.executable, "-c", check, str(tmp_path)], capture_output=True, text=True)
+    assert "StoreRefusedError: the store refuses 'checks/" in done.stderr, done.stderr
+    assert "Read-only file system" in done.stderr
 
 
 _TORN_WRITE = """
@@ -94,47 +118,3 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(shown) == 2, shown
     assert all(line.startswith("StoreFullError the store is full: nothing was written to") for line in shown)
-
-
-async def test_cloud_stores_sign_for_the_public_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
-    monkeypatch.setenv("AWS_REGION", "eu-west-1")
-    store = Store("s3://bucket/prefix", "https://pictures.example")
-    assert store.signs
-    url = await store.sign("outputs/a/0.png", 60)
-    assert url is not None
-    assert url.startswith("https://pictures.example/bucket/prefix/outputs/a/0.png?")
-    assert "X-Amz-Expires=60" in url
-
-
-def test_signatures_hold_for_one_key_one_expiry_and_their_time() -> None:
-    signer = UrlSigner(["new", "old"])
-    signature = signer.sign("outputs/a/0.png", 1000)
-    signer.check("outputs/a/0.png", 1000, signature, now=1000)
-    with pytest.raises(UrlExpiredError):
-        signer.check("outputs/a/0.png", 1000, signature, now=1001)
-    for key, expires in (("outputs/a/1.png", 1000), ("outputs/a/0.png", 2000)):
-        with pytest.raises(SignatureInvalidError):
-            signer.check(key, expires, signature, now=0)
-    for forged in ("", "x", "ü" * 27):
-        with pytest.raises(SignatureInvalidError):
-            signer.check("outputs/a/0.png", 1000, forged, now=0)
-
-
-def test_signing_keys_rotate() -> None:
-    before = UrlSigner(["old"]).sign("k", 10)
-    during = UrlSigner(["new", "old"])
-    during.check("k", 10, before, now=0)
-    assert during.sign("k", 10) == UrlSigner(["new"]).sign("k", 10)
-    with pytest.raises(SignatureInvalidError):
-        UrlSigner(["new"]).check("k", 10, before, now=0)
-    with pytest.raises(ValueError, match="DARKROOM_SIGNING_KEYS"):
-        UrlSigner([])
-
-
-async def test_gateways_without_configured_keys_share_one(gateway: JobBroker, settings: Settings) -> None:
-    other = JobBroker(settings)
-    signature = (await gateway.url_signer()).sign("k", 10)
-    (await other.url_signer()).check("k", 10, signature, now=0)
-    await other.close()

@@ -150,7 +150,7 @@ def test_keys_never_collide() -> None:
     same |= {"execution_id": "e", "extension": "png", "queue": "x", "worker_name": "x"}
     made = {}
     for name, function in inspect.getmembers(keys, inspect.isfunction):
-        if function.__module__ == keys.__name__ and name not in {"queue_names", "queue_name", "counter"}:
+        if function.__module__ == keys.__name__ and name not in {"queue_names", "queue_name", "counter", "file_name"}:
             parameters = inspect.signature(function).parameters
             made[name] = function(**{key: 0 if key == "index" else same[key] for key in parameters})
     assert len(set(made.values())) == len(made)
@@ -158,6 +158,8 @@ def test_keys_never_collide() -> None:
     assert keys.idempotency(None, "a") != keys.idempotency("b", "a")
     assert keys.output_object("j", "e", 0, "png") == "outputs/j/e/0.png"
     assert keys.input_object("j", "mask") == "inputs/j/mask.png"
+    assert keys.file_name(keys.output_object("j", "e", 0, "png")) == "j-0.png"
+    assert keys.file_name(keys.input_object("j", "mask")) is None
 
 
 def test_every_metric_stands_once() -> None:
