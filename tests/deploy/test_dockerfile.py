@@ -1,5 +1,6 @@
 """The images: linted, pinned, without root, and made of what really installs."""
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,8 @@ import pytest
 
 from contract.settings import Settings
 from tests.deploy.files import OF_THE_COMMAND, ROOT, SETTINGS, Instruction, exact, run, stages
+from worker import health
+from worker.measures import WorkerMetrics
 
 TARGETS = ("gateway", "worker")
 
@@ -58,6 +61,21 @@ def test_variables_are_settings_and_ports_agree(target: str) -> None:
         assert int(port) == Settings.model_fields["port"].default
     (asked,) = re.findall(r'os\.environ\[\\"(\w+)\\"\]', words(target, "HEALTHCHECK")[0])
     assert asked in found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_health_checks_tell_the_well_from_the_stuck(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very command of the image, asking the port that the image's variable names."""
+    command = json.loads(words(target, "HEALTHCHECK")[0].split(" CMD ", 1)[1])
+    assert command[0] == "python"
+    variable = "DARKROOM_PORT" if target == "gateway" else "DARKROOM_WORKER_METRICS_PORT"
+    port = WorkerMetrics().serve("127.0.0.1", 0)  # any server with a /healthz will do
+    asked = [sys.executable, *command[1:]]
+    assert run(asked, env=os.environ | {variable: str(port)}).returncode == 0
+    monkeypatch.setattr(health, "STUCK_SECONDS", 0.0)
+    stuck = run(asked, env=os.environ | {variable: str(port)})
+    assert stuck.returncode != 0
+    assert "503" in stuck.stderr
 
 
 def test_the_wheel_index_is_an_argument_without_default() -> None:
