@@ -57,7 +57,7 @@ def with_diffusers(folder: Path) -> Draw:
 
 def with_engine(folder: Path) -> Draw:
     """As a worker with the default settings runs it."""
-    engine, _ = build(Settings(), {folder.name: load(folder)}, folder.parent, torch.device("cpu"))
+    engine, _ = build(Settings(), [load(folder)], folder.parent, torch.device("cpu"))
 
     def draw(seed: int) -> object:
         request = PictureRequest("txt2img", PROMPT, SIDE, SIDE, seed=seed, steps=STEPS, guidance_scale=GUIDANCE)

@@ -36,7 +36,7 @@ Draw = Callable[[int], object]
 
 def as_in_a_worker(folder: Path) -> Engine:
     """The engine that a worker with the default settings builds."""
-    engine, _ = build(Settings(), {folder.name: load(folder)}, folder.parent, torch.device("cpu"))
+    engine, _ = build(Settings(), [load(folder)], folder.parent, torch.device("cpu"))
     return engine
 
 

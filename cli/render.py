@@ -114,7 +114,7 @@ def _make(
     from worker.outputs import encode
 
     numerics.pin(settings.worker_threads)
-    engine, _ = build(settings, {spec.model: served}, model_dir, select(device))
+    engine, _ = build(settings, [served], model_dir, select(device))
     files: dict[int, bytes] = {}
     with Progress(console=err) as progress:
         bars = [progress.add_task(f"seed {request.seed}", total=spec.steps) for request in requests]

@@ -1,7 +1,7 @@
 """From loaded models to the engine that serves them: tuned, probed and named, as the settings ask."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
@@ -38,27 +38,32 @@ class Choice:
 
 
 def build(
-    settings: Settings, loaded: Mapping[str, ServedModel], model_dir: Path, device: torch.device
+    settings: Settings, loaded: Iterable[ServedModel], model_dir: Path, device: torch.device
 ) -> tuple[Engine, dict[str, ServedModel]]:
-    """The engine, and the models in their tuned form, which replace those given.
+    """The engine, and by name the models in their tuned form, which replace those given. Each of `loaded` is tuned
+    before the next is asked for, so that no two are in memory untuned.
 
     Raises `CalibrationError` for an unreadable calibration, `numerics.NumericsError` where `batching=exact` cannot be
     kept.
     """
-    choices = {name: choose(Calibration.read(model_dir / name), device, settings.dtype) for name in loaded}
+    choices: dict[str, Choice] = {}
+    weights: dict[str, str] = {}
     residents: dict[str, ResidentModel] = {}
     served: dict[str, ServedModel] = {}
-    for name, one in loaded.items():
-        lane = usual_lane(one.card)
+    for one in loaded:
+        name, lane = one.card.name, usual_lane(one.card)
+        choices[name] = choose(Calibration.read(model_dir / name), device, settings.dtype)
+        weights[name] = one.card.digest or numerics.weights_digest(one.model)
         tuned = tune(one.model.to(device), choices[name].tuning, (lane.height, lane.width))
         residents[name] = ResidentModel(tuned)
         served[name] = dataclasses.replace(one, model=tuned)
+        del one
     plan = numerics.ExactPlan(residents, settings.worker_slots, lambda key: choices[key.model].bucket(key))
     exact = settings.batching == "exact"
     proven = {name: plan.prove(usual_lane(one.card)) for name, one in served.items()} if exact else {}
     facts = {
         name: {
-            "weights": one.card.digest or numerics.weights_digest(loaded[name].model),
+            "weights": weights[name],
             "structure": _structure(one.model),
             "adapters": {adapter: file.digest for adapter, file in one.model.adapters.items()},
             "tuning": choices[name].tuning.to_json(),

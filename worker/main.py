@@ -51,7 +51,7 @@ def main(
     store = open_store(settings)
     threads = numerics.pin(settings.worker_threads)
     begun, chosen = time.monotonic(), select(device)
-    engine, served = build(settings, {model: load(model_dir / model) for model in models}, model_dir, chosen)
+    engine, served = build(settings, (load(model_dir / model) for model in models), model_dir, chosen)
     warm_up(engine, served)
     _log.info(
         "models loaded",

@@ -63,7 +63,7 @@ def test_a_broken_adapter_keeps_a_worker_from_starting(folder: Path) -> None:
 
 def test_the_fingerprint_names_the_adapters(folder: Path) -> None:
     def fingerprint() -> str:
-        engine, _ = build(Settings(worker_slots=1), {BASE: load(folder)}, folder.parent, CPU)
+        engine, _ = build(Settings(worker_slots=1), [load(folder)], folder.parent, CPU)
         return engine.fingerprint
 
     first = fingerprint()

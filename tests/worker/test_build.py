@@ -1,9 +1,11 @@
 """Models in a folder become an engine as settings and calibration ask."""
 
 import dataclasses
+import gc
 import json
 import shutil
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,8 @@ CPU = torch.device("cpu")
 NAMES = (BASE, UPSCALER)
 
 
-def loaded(model_dir: Path) -> Mapping[str, ServedModel]:
-    return {name: load(model_dir / name) for name in NAMES}
+def loaded(model_dir: Path) -> Iterator[ServedModel]:
+    return (load(model_dir / name) for name in NAMES)
 
 
 def run(engine: Engine) -> tuple[dict[str, Image.Image], list[int]]:
@@ -82,7 +84,7 @@ def test_the_fingerprint_names_the_schedule_and_this_version(
 
     def fingerprint() -> str:
         fast = Settings(worker_slots=1, batching="fast")
-        return build(fast, {BASE: load(folder)}, tmp_path, CPU)[0].fingerprint
+        return build(fast, [load(folder)], tmp_path, CPU)[0].fingerprint
 
     found = [fingerprint(), fingerprint()]
     path = folder / "scheduler" / "scheduler_config.json"
@@ -92,6 +94,19 @@ def test_the_fingerprint_names_the_schedule_and_this_version(
     found.append(fingerprint())
     assert found[0] == found[1]
     assert len(set(found)) == 3
+
+
+def test_no_two_models_are_in_memory_untuned(model_dir: Path) -> None:
+    def one_after_the_other() -> Iterator[ServedModel]:
+        for name in NAMES:
+            served = load(model_dir / name)
+            unet = weakref.ref(served.model.unet)
+            yield served
+            del served
+            gc.collect()
+            assert unet() is None, f"the untuned UNet of {name} is kept"
+
+    build(Settings(batching="fast"), one_after_the_other(), model_dir, CPU)
 
 
 def test_exact_is_refused_where_the_probe_fails(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
