@@ -14,7 +14,7 @@ from contract.settings import Settings
 from tests.deploy.files import CHART, OF_THE_COMMAND, ROOT, SETTINGS, check_schema, exact, run, stages, values
 
 TEMPLATES: Final = sorted((CHART / "templates").iterdir())
-OTHERS: Final = {"AWS_REGION", "AWS_ALLOW_HTTP", "AWS_ENDPOINT_URL"}
+OTHERS: Final = {"AWS_REGION", "AWS_ENDPOINT_URL"}
 SECOND_WORKER: Final = """
 ingress: {enabled: true, className: nginx, host: pictures.example, tlsSecret: tls, annotations: {a: b}}
 serviceAccountName: pictures

@@ -60,8 +60,6 @@ securityContext:
   value: {{ .Values.store.url | quote }}
 - name: AWS_REGION
   value: {{ .Values.store.region | quote }}
-- name: AWS_ALLOW_HTTP
-  value: {{ .Values.store.allowHttp | quote }}
 {{- with .Values.store.endpoint }}
 - name: AWS_ENDPOINT_URL
   value: {{ . | quote }}
