@@ -2,16 +2,30 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 from pydantic import ValidationError
 from redis import Redis
 
-from broker.api_keys import ApiKey, Scope, create_key, is_damaged, key_id, list_keys, new_secret, revoke_key
+from broker.api_keys import (
+    ApiKey,
+    Scope,
+    create_key,
+    is_damaged,
+    key_id,
+    list_keys,
+    new_secret,
+    read_table,
+    revoke_key,
+)
+from broker.connection import REDIS_UNAVAILABLE, connect, connect_async
+from broker.embedded import EmbeddedValkey
 from broker.gateway_side import JobBroker
 from broker.janitor import delete_job
-from broker.quotas import Limits, OwnLimits
+from broker.key_ring import CACHE_SECONDS, KeyRing
+from broker.quotas import OwnLimits, Quota
 from broker.stops import Stop
 from broker.submit import SubmitRefusedError, Submitted
 from broker.take import TakenJob
@@ -91,38 +105,81 @@ def test_a_key_that_makes_no_sense_is_not_made(redis_client: Redis, name: str, s
     assert not redis_client.exists(keys.api_keys())
 
 
-async def test_a_gateway_reads_the_keys_again_only_after_a_change(
-    gateways: tuple[JobBroker, JobBroker], redis_client: Redis
-) -> None:
-    for gateway in gateways:
-        empty = await gateway.api_keys(None)
-        assert await gateway.api_keys(empty) is empty
-        assert not empty.usable
-        assert empty.version == ""
-        key, secret = create_key(redis_client, "team", SUBMIT_AND_READ)
-        table = await gateway.api_keys(empty)
-        assert table.find(secret) == key
-        assert await gateway.api_keys(table) is table
-        revoke_key(redis_client, key.id)
-        after = await gateway.api_keys(table)
-        assert after.find(secret) is None
-        assert not after.usable
-        assert after.version
-        redis_client.delete(keys.api_keys(), keys.api_keys_version())
+@pytest.fixture
+async def ring(settings: Settings) -> AsyncIterator[KeyRing]:
+    connection = connect_async(settings.redis_url)
+    yield KeyRing(connection, settings)
+    await connection.aclose()
 
 
-async def test_a_key_of_the_future_is_none_and_harms_no_other(
-    gateways: tuple[JobBroker, JobBroker], redis_client: Redis
-) -> None:
+async def test_the_keys_are_read_again_only_after_a_change(settings: Settings, redis_client: Redis) -> None:
+    connection = connect_async(settings.redis_url)
+    empty = await read_table(connection, None)
+    assert await read_table(connection, empty) is empty
+    assert not empty.usable
+    assert empty.version == ""
+    key, secret = create_key(redis_client, "team", SUBMIT_AND_READ)
+    table = await read_table(connection, empty)
+    assert table.find(secret) == key
+    assert await read_table(connection, table) is table
+    revoke_key(redis_client, key.id)
+    after = await read_table(connection, table)
+    assert after.find(secret) is None
+    assert not after.usable
+    assert after.version  # a key was made once
+    await connection.aclose()
+
+
+async def test_a_key_of_the_future_is_none_and_harms_no_other(ring: KeyRing, redis_client: Redis) -> None:
     """A gateway must not fall over what a newer `darkroom keys` wrote."""
     key, secret = create_key(redis_client, "team", SUBMIT_AND_READ)
     future, other = create_key(redis_client, "future", SUBMIT_AND_READ)
     redis_client.hset(keys.api_keys(), future.id, future.model_dump_json().replace("submit", "levitate"))
-    table = await gateways[0].api_keys(None)
+    table = await ring.table()
     assert (table.find(secret), table.find(other)) == (key, None)
 
 
-def test_keys_may_be_revoked_by_several_at_once(redis_client: Redis, settings: Settings) -> None:
+async def test_redis_is_asked_once_in_a_while_however_many_ask(ring: KeyRing, redis_client: Redis) -> None:
+    create_key(redis_client, "team", SUBMIT_AND_READ)
+    redis_client.config_resetstat()
+    begun = time.monotonic()
+    tables = [await ring.table() for _ in range(100)] + await asyncio.gather(*(ring.table() for _ in range(100)))
+    may_ask = 1 + (time.monotonic() - begun) / CACHE_SECONDS
+    assert all(table is tables[0] for table in tables)
+    statistics: dict[str, dict[str, int]] = redis_client.info("commandstats")
+    assert statistics["cmdstat_hgetall"]["calls"] == 1
+    assert statistics["cmdstat_get"]["calls"] <= 2 * may_ask
+
+
+async def test_changes_are_known_when_the_cache_is_old(ring: KeyRing, redis_client: Redis) -> None:
+    assert not (await ring.table()).usable
+    key, secret = create_key(redis_client, "team", SUBMIT_AND_READ)
+    await asyncio.sleep(CACHE_SECONDS)
+    assert (await ring.table()).find(secret) == key
+    revoke_key(redis_client, key.id)
+    await asyncio.sleep(CACHE_SECONDS)
+    assert (await ring.table()).find(secret) is None
+
+
+async def test_known_keys_stay_known_while_redis_is_away(settings: Settings) -> None:
+    server = EmbeddedValkey()
+    server.start()
+    away = settings.model_copy(update={"redis_url": server.url})
+    with connect(server.url) as client:
+        key, secret = create_key(client, "team", SUBMIT_AND_READ)
+    first, second = (connect_async(server.url) for _ in range(2))
+    knows, knows_not = KeyRing(first, away), KeyRing(second, away)
+    await knows.table()
+    server.stop()
+    with pytest.raises(REDIS_UNAVAILABLE):
+        await knows_not.table()
+    await asyncio.sleep(CACHE_SECONDS)
+    assert [(await knows.table()).find(secret) for _ in range(3)] == [key] * 3
+    await first.aclose()
+    await second.aclose()
+
+
+def test_keys_may_be_revoked_by_several_at_once(redis_client: Redis) -> None:
     """A change between the reading and the writing of another is not undone."""
     made: list[ApiKey] = [create_key(redis_client, f"team {i}", SUBMIT_AND_READ)[0] for i in range(8)]
 
@@ -133,78 +190,82 @@ def test_keys_may_be_revoked_by_several_at_once(redis_client: Redis, settings: S
     assert all(key.revoked_at is not None for key in list_keys(redis_client))
 
 
-def limits(settings: Settings, **own: float) -> Limits:
-    return Limits.of(settings, OwnLimits.model_validate(own))
+def with_limits(redis_client: Redis, **own: float) -> str:
+    """The id of a new key."""
+    return create_key(redis_client, "team", SUBMIT_AND_READ, OwnLimits.model_validate(own))[0].id
+
+
+def quota(answer: Submitted | SubmitRefusedError) -> Quota:
+    assert answer.quota is not None
+    return answer.quota
 
 
 async def test_two_gateways_share_one_bucket_exactly(
-    gateways: tuple[JobBroker, JobBroker], settings: Settings, make_spec: MakeSpec
+    gateways: tuple[JobBroker, JobBroker], make_spec: MakeSpec, redis_client: Redis
 ) -> None:
     """120 submits through both at once, of which a bucket of 30 lets 30 pass; another key's bucket is full."""
-    own = limits(settings, rate_per_second=0.001, rate_burst=30)
+    a, b = (with_limits(redis_client, rate_per_second=0.001, rate_burst=30) for _ in range(2))
     answers = await asyncio.gather(
-        *(gateways[i % 2].submit(make_spec(api_key_id="a"), limits=own) for i in range(120)), return_exceptions=True
+        *(gateways[i % 2].submit(make_spec(api_key_id=a)) for i in range(120)), return_exceptions=True
     )
     accepted = [answer for answer in answers if isinstance(answer, Submitted)]
     refused = [answer for answer in answers if isinstance(answer, SubmitRefusedError)]
     assert (len(accepted), len(refused)) == (30, 90)
-    assert sorted(int(answer.quota.tokens) for answer in accepted) == list(range(30))
+    assert sorted(int(quota(answer).tokens) for answer in accepted) == list(range(30))
     assert {answer.code for answer in refused} == {ErrorCode.RATE_LIMITED}
-    assert all(900 < (answer.retry_after or 0) <= 1000 and answer.quota.tokens < 1 for answer in refused)
-    assert isinstance(await gateways[0].submit(make_spec(api_key_id="b"), limits=own), Submitted)
+    assert all(0 < (answer.retry_after or 0) <= 1000 and quota(answer).tokens < 1 for answer in refused)
+    assert (await gateways[0].submit(make_spec(api_key_id=b))).created
 
 
-async def test_a_bucket_of_years_is_no_error(
-    gateways: tuple[JobBroker, JobBroker], settings: Settings, make_spec: MakeSpec
-) -> None:
-    slow = limits(settings.model_copy(update={"rate_per_second": 1e-30}))
-    assert (await gateways[0].submit(make_spec(), limits=slow)).created
+async def test_a_bucket_of_years_is_no_error(settings: Settings, make_spec: MakeSpec) -> None:
+    gateway = JobBroker(settings.model_copy(update={"rate_per_second": 1e-30}))
+    assert (await gateway.submit(make_spec())).created
+    await gateway.close()
 
 
 async def test_a_repeated_request_costs_nothing(
-    gateways: tuple[JobBroker, JobBroker], settings: Settings, make_spec: MakeSpec
+    gateways: tuple[JobBroker, JobBroker], make_spec: MakeSpec, redis_client: Redis
 ) -> None:
-    own = limits(settings, rate_per_second=0.001, rate_burst=1)
-    first = await gateways[0].submit(make_spec(api_key_id="a"), "key", "body", own)
-    again = await gateways[1].submit(make_spec(api_key_id="a"), "key", "body", own)
-    assert (again.job_id, again.created, int(again.quota.tokens)) == (first.job_id, False, 0)
+    a = with_limits(redis_client, rate_per_second=0.001, rate_burst=1)
+    first = await gateways[0].submit(make_spec(api_key_id=a), "key", "body")
+    again = await gateways[1].submit(make_spec(api_key_id=a), "key", "body")
+    assert (again.job_id, again.created, int(quota(again).tokens)) == (first.job_id, False, 0)
 
 
 async def test_a_key_has_its_own_cap_on_unfinished_jobs(
-    gateways: tuple[JobBroker, JobBroker], settings: Settings, make_spec: MakeSpec
+    gateways: tuple[JobBroker, JobBroker], make_spec: MakeSpec, redis_client: Redis
 ) -> None:
-    own = limits(settings, max_waiting=2)
-    left = [(await gateways[0].submit(make_spec(api_key_id="a"), limits=own)).quota.unfinished for _ in range(2)]
-    assert left == [1, 2]
+    a = with_limits(redis_client, max_waiting=2)
+    assert [quota(await gateways[0].submit(make_spec(api_key_id=a))).unfinished for _ in range(2)] == [1, 2]
     with pytest.raises(SubmitRefusedError, match="your unfinished jobs for tiny have reached the limit of 2") as full:
-        await gateways[1].submit(make_spec(api_key_id="a"), limits=own)
-    assert (full.value.code, full.value.quota.unfinished) == (ErrorCode.QUEUE_FULL, 2)
+        await gateways[1].submit(make_spec(api_key_id=a))
+    assert (full.value.code, quota(full.value).unfinished) == (ErrorCode.QUEUE_FULL, 2)
     await gateways[0].submit(make_spec(api_key_id="b"))  # the settings' cap
 
 
 async def test_no_more_jobs_of_a_key_run_than_may(
     gateways: tuple[JobBroker, JobBroker],
-    settings: Settings,
     worker: WorkerBroker,
     make_worker: Callable[..., WorkerBroker],
     make_spec: MakeSpec,
     result_of: ResultOf,
+    redis_client: Redis,
 ) -> None:
     """In all workers together; the others wait, the next key is served, and an end makes room."""
     gateway, other = gateways[0], make_worker()
-    own = limits(settings, max_running=2)
+    a = with_limits(redis_client, max_running=2)
     for _ in range(5):
-        await gateway.submit(make_spec(api_key_id="a"), limits=own)
+        await gateway.submit(make_spec(api_key_id=a))
     (first,) = worker.take(1)
     (second,) = other.take(8)
-    assert {first.spec.api_key_id, second.spec.api_key_id} == {"a"}
+    assert {first.spec.api_key_id, second.spec.api_key_id} == {a}
     assert worker.take(8) == []
     late = make_spec(api_key_id="b")
     await gateway.submit(late)
     assert [job.job_id for job in worker.take(8)] == [late.id]
     assert worker.succeed(first, result_of(first))
     (third,) = other.take(8)
-    assert third.spec.api_key_id == "a"
+    assert third.spec.api_key_id == a
     assert worker.take(8) == []
     assert other.hand_back(second)  # what had begun goes on first, and counts again
     assert [job.job_id for job in worker.take(8)] == [second.job_id]
@@ -212,21 +273,26 @@ async def test_no_more_jobs_of_a_key_run_than_may(
 
 
 async def test_a_lifted_cap_lets_the_waiting_jobs_go(
-    gateways: tuple[JobBroker, JobBroker], settings: Settings, worker: WorkerBroker, make_spec: MakeSpec
+    settings: Settings, worker: WorkerBroker, make_spec: MakeSpec
 ) -> None:
+    """The last submit tells which cap holds."""
+    capped, lifted = JobBroker(settings.model_copy(update={"max_running_per_key": 1})), JobBroker(settings)
     for _ in range(3):
-        await gateways[0].submit(make_spec(api_key_id="a"), limits=limits(settings, max_running=1))
+        await capped.submit(make_spec(api_key_id="a"))
     assert len(worker.take(8)) == 1
-    await gateways[0].submit(make_spec(api_key_id="a"), limits=limits(settings))
+    assert len(worker.take(8)) == 0
+    await lifted.submit(make_spec(api_key_id="a"))
     assert len(worker.take(8)) == 3
+    for gateway in (capped, lifted):
+        await gateway.close()
 
 
 async def test_a_cancelled_job_makes_room_too(
-    gateways: tuple[JobBroker, JobBroker], settings: Settings, worker: WorkerBroker, make_spec: MakeSpec
+    gateways: tuple[JobBroker, JobBroker], worker: WorkerBroker, make_spec: MakeSpec, redis_client: Redis
 ) -> None:
-    own = limits(settings, max_running=1)
+    a = with_limits(redis_client, max_running=1)
     for _ in range(3):
-        await gateways[0].submit(make_spec(api_key_id="a"), limits=own)
+        await gateways[0].submit(make_spec(api_key_id=a))
     (running,) = worker.take(8)
     await gateways[0].cancel(running.job_id)
     assert worker.end_stopped(running, Stop.CANCELLED)

@@ -1,0 +1,60 @@
+"""What one gateway knows of the API keys in Redis. A request asks Redis only when the last answer has grown old."""
+
+import asyncio
+import time
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from broker.api_keys import KeyTable, read_table
+from broker.connection import REDIS_UNAVAILABLE
+from broker.quotas import Limits
+from contract.settings import Settings
+
+CACHE_SECONDS: Final = 1.0
+"""A made or revoked key is known everywhere after so long, as long as Redis answers."""
+_PATIENCE_SECONDS: Final = 2.0
+
+
+class KeyRing:
+    """One per gateway process, inside its event loop."""
+
+    def __init__(self, connection: Redis, settings: Settings) -> None:
+        self._redis = connection
+        self._settings = settings
+        self._table: KeyTable | None = None
+        self._asked_at = float("-inf")
+        self._asking = asyncio.Lock()
+
+    async def table(self) -> KeyTable:
+        """The keys as they were a second ago at most; while Redis is away, as they were last. Raises what redis raises
+        where they were never read."""
+        if self._table is None or self._is_old():
+            async with self._asking:
+                if self._table is None or self._is_old():
+                    await self._ask()
+        assert self._table is not None
+        return self._table
+
+    async def limits_of(self, api_key_id: str | None) -> Limits:
+        """The key's own limits over those of the settings. Raises as `table`."""
+        key = None if api_key_id is None else (await self.table()).keys.get(api_key_id)
+        return Limits.of(self._settings, key.limits if key else None)
+
+    def _is_old(self) -> bool:
+        return time.monotonic() - self._asked_at >= CACHE_SECONDS
+
+    async def _ask(self) -> None:
+        asked_at = time.monotonic()
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                self._table = await read_table(self._redis, self._table)
+        except (TimeoutError, *REDIS_UNAVAILABLE) as error:
+            if self._table is not None:
+                asked_at = time.monotonic()  # those who wait behind us need not find out again
+            elif isinstance(error, TimeoutError):
+                raise RedisTimeoutError(f"Redis did not give the API keys in {_PATIENCE_SECONDS:g} s") from error
+            else:
+                raise
+        self._asked_at = asked_at
