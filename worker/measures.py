@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from broker.store import Store
 from contract import metrics
 from contract.card import ModelCard
-from contract.exposition import counter, family, histogram
+from contract.exposition import counter, family, histogram, new_registry
 from contract.spec import JobSpec, Timings
 from models.latent_diffusion import LatentDiffusion
 from worker import health
@@ -20,7 +20,7 @@ from worker.engine.events import LaneTicked
 
 class WorkerMetrics:
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
+        registry = self.registry = new_registry()
         self.pulse = health.Pulse()
         self._ticks = counter(metrics.TICKS, registry)
         self._rows = histogram(metrics.ROWS_PER_TICK, registry)

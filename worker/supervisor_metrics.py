@@ -7,13 +7,12 @@ from typing import Final
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from contract import metrics
-from contract.exposition import counter
+from contract.exposition import counter, new_registry
 from worker import health
 
 _PATIENCE_SECONDS: Final = 2.0
@@ -25,7 +24,7 @@ Ports = Callable[[], Mapping[int, int]]
 class SupervisorMetrics:
     def __init__(self, workers: int, ports: Ports) -> None:
         self._ports = ports
-        self._registry = CollectorRegistry()
+        self._registry = new_registry()
         self._registry.register(_Workers(ports))
         self._restarts = counter(metrics.WORKER_RESTARTS, self._registry)
         for index in range(workers):

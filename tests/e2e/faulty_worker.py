@@ -1,6 +1,7 @@
 """The shipped worker, made faulty from outside: words of a prompt say what goes wrong with its picture.
 
-"raise": its text cannot be encoded. "die": the process is killed at its second step. Every step takes TICK_SECONDS.
+"raise": its text cannot be encoded. "exhaust": there is no memory for that. "die": the process is killed at its second
+step. Every step takes TICK_SECONDS.
 """
 
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from models.conditioning import Condition
@@ -41,6 +43,8 @@ def tick(self: Engine) -> list[Event]:
 def encode(self: TextConditioner, condition: Condition) -> Tensor:
     if "raise" in str(condition):
         raise RuntimeError("injected")
+    if "exhaust" in str(condition):
+        raise torch.OutOfMemoryError("injected")
     return _encode(self, condition)
 
 
