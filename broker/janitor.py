@@ -19,7 +19,7 @@ from contract import keys
 from contract.settings import Settings
 from contract.spec import JobSpec, JobStatus
 
-_BATCH: Final = 100
+_MOST: Final = 10_000
 _ORPHAN_SECONDS: Final = 3600
 
 
@@ -90,11 +90,10 @@ class Janitor:
         return bool(self._connection.set(keys.lock(name), "held", nx=True, px=milliseconds))
 
     def _due(self, key: str, until: float, stop: float) -> Iterator[str]:
-        """Jobs by score up to `until`, in batches, as long as the caller removes each from the set; whatever there is
-        to do, at least one batch, and none after `stop` on this machine's monotonic clock."""
-        batch: Any
-        while batch := self._connection.zrangebyscore(key, "-inf", until, start=0, num=_BATCH):
-            yield from map(text, batch)
+        """Jobs by score up to `until`; at least one, and none after `stop` on this machine's monotonic clock."""
+        due: Any = self._connection.zrangebyscore(key, "-inf", until, start=0, num=_MOST)
+        for job_id in due:
+            yield text(job_id)
             if time.monotonic() > stop:
                 return
 

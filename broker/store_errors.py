@@ -14,7 +14,7 @@ _NO_BUCKET: Final = frozenset({"NoSuchBucket", "ContainerNotFound"})
 _PASSING: Final = frozenset({"408", "425", "429"})  # of the 4xx, those that ask to come back
 _NO_SPACE: Final = ("No space left", "quota exceeded", "Quota exceeded")
 _NO_WRITING: Final = ("Permission denied", "Read-only file system")
-_NO_CREDENTIALS: Final = ("169.254.169.254", "metadata.google.internal")  # where credentials are looked for last
+_NO_CREDENTIALS: Final = ("/latest/api/token", "/latest/meta-data", "metadata.google.internal")  # looked at last
 
 
 class StoreError(Exception):

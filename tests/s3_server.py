@@ -36,6 +36,7 @@ class S3Server:
 
     def __enter__(self) -> Self:
         self.start()
+        self._check_signatures(False)
         httpx.post(f"{self.url}/moto-api/reset").raise_for_status()
         httpx.put(f"{self.url}/{BUCKET}").raise_for_status()
         return self
@@ -69,10 +70,10 @@ class S3Server:
         everything = '{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}'
         iam.put_user_policy(UserName="darkroom", PolicyName="all", PolicyDocument=everything)
         key = iam.create_access_key(UserName="darkroom")["AccessKey"]
-        self.check_signatures(True)
+        self._check_signatures(True)
         return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
 
-    def check_signatures(self, check: bool) -> None:
+    def _check_signatures(self, check: bool) -> None:
         httpx.post(f"{self.url}/moto-api/reset-auth", content="0" if check else "inf").raise_for_status()
 
 

@@ -1,6 +1,7 @@
 """The signatures of the URLs that local pictures are read by, and the keys that make them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -72,7 +73,8 @@ def age(redis_client: Redis) -> Callable[[int], None]:
     """Makes all shared keys older by so many seconds."""
 
     def make_older(seconds: int) -> None:
-        for key in redis_client.zrange(keys.signing_keys(), 0, -1):
+        signing: Any = redis_client.zrange(keys.signing_keys(), 0, -1)
+        for key in signing:
             redis_client.zincrby(keys.signing_keys(), -seconds, key)
 
     return make_older

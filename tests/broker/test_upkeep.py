@@ -175,3 +175,14 @@ async def test_the_catalogue_outlives_its_workers(
     await asyncio.sleep(0.35)
     assert await gateway.workers() == []
     assert await gateway.cards() == [card]
+
+
+async def test_the_janitor_does_not_fall_behind(forgetful: JobBroker, redis_client: Redis) -> None:
+    """One turn removes all that is due, as long as its time lasts."""
+    redis_client.zadd(keys.ended(), {f"job-{number}": number for number in range(250)})
+    redis_client.zadd(keys.inputs_due(), {f"job-{number}": number for number in range(150)})
+    slow = forgetful._janitor
+    slow._settings = slow._settings.model_copy(update={"janitor_seconds": 60.0})
+    assert slow.clean() == Cleaned(jobs=250, inputs=150)
+    redis_client.zadd(keys.ended(), {f"job-{number}": number for number in range(250)})
+    assert [*slow._due(keys.ended(), 250, stop=0.0)] == ["job-0"]
