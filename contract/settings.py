@@ -122,7 +122,10 @@ class Settings(BaseSettings):
         default=None, ge=1, description="CPU threads, rounded down to a power of two; default: the cores it may use"
     )
     worker_metrics_port: int | None = Field(
-        default=None, ge=0, le=65535, description="port of a worker's /metrics; 0 takes a free one; default: none"
+        default=None,
+        ge=0,
+        le=65535,
+        description="port of /metrics and /healthz for all of a supervisor's workers; 0 takes a free one; default: none",
     )
 
     # What is kept, counted from the job's end

@@ -29,7 +29,7 @@ class PrometheusServer:
     def __enter__(self) -> Self:
         jobs = [{"job_name": name, "static_configs": [{"targets": [at]}]} for name, at in self._targets.items()]
         config = {
-            "global": {"scrape_interval": "300ms", "scrape_timeout": "300ms", "evaluation_interval": "300ms"},
+            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
             "rule_files": [str(DEPLOY / "prometheus" / name) for name in ("rules.yml", "alerts.yml")],
             "scrape_configs": jobs,
         }
@@ -57,8 +57,10 @@ class PrometheusServer:
         self._process.kill()
         self._process.wait()
 
-    def query(self, expr: str) -> list[Sample]:
-        result = self.get("query", query=expr)["result"]
+    def query(self, expr: str, at: float | None = None) -> list[Sample]:
+        """`at` in Unix seconds; None: now."""
+        when = {} if at is None else {"time": str(at)}
+        result = self.get("query", query=expr, **when)["result"]
         return [(sample["metric"], float(sample["value"][1])) for sample in result]
 
     def get(self, path: str, **parameters: str) -> Any:
@@ -66,15 +68,16 @@ class PrometheusServer:
         answer.raise_for_status()
         return answer.json()["data"]
 
-    def wait_for_scrapes(self) -> None:
-        """Until every target has been scraped after this call."""
+    def wait_for_scrapes(self) -> float:
+        """Until every target has been scraped after this call. Returns a time at which all of that is there."""
         asked = time.time()
         while True:
             assert time.time() < asked + _SECONDS, (self._folder / "prometheus.log").read_text()
+            now = time.time()
             try:
-                scraped = self.query("timestamp(up) and up == 1")
+                scraped = self.query("timestamp(up) and up == 1", now)
             except httpx.HTTPError:  # it starts
                 scraped = []
             if len(scraped) == len(self._targets) and all(at > asked for _, at in scraped):
-                return
+                return now
             time.sleep(0.05)

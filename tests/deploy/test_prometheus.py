@@ -156,8 +156,8 @@ def test_every_panel_shows_what_happened(service: tuple[Service, dict[str, str]]
         made = {one: running.total(one) - before for one, before in steps.items()}
         waiting = running.http.post("/v1/txt2img", json={"prompt": "a pizza", "model": IDLE}).json()
         with running.http.stream("GET", waiting["urls"]["events"]):
-            prometheus.wait_for_scrapes()
-            shown = {f"{one.page}: {one.panel}": prometheus.query(one.within(RANGE)) for one in panel_queries()}
+            now = prometheus.wait_for_scrapes()
+            shown = {f"{one.page}: {one.panel}": prometheus.query(one.within(RANGE), now) for one in panel_queries()}
             rules = prometheus.get("rules")["groups"]
     unhealthy = [rule for group in rules for rule in group["rules"] if rule["health"] != "ok"]
     assert not unhealthy
