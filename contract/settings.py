@@ -125,7 +125,7 @@ class Settings(BaseSettings):
         default=None,
         ge=0,
         le=65535,
-        description="port of /metrics and /healthz for all of a supervisor's workers; 0 takes a free one; default: none",
+        description="port of /metrics and /healthz for a supervisor's workers; 0 takes a free one; default: none",
     )
 
     # What is kept, counted from the job's end

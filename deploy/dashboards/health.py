@@ -13,7 +13,7 @@ _SERVED_BY: Final = ("instance", metrics.WORKER_LABEL, *metrics.WORKER_INFO.labe
 
 _NOW: Final = (
     Panel(
-        "Gateways", "That Prometheus reaches.", 'sum(up{job="darkroom-gateway"}) or vector(0)', "gateways", kind="stat"
+        "Gateways", "That Prometheus reaches.", f"count({metrics.REDIS_UP.name}) or vector(0)", "gateways", kind="stat"
     ),
     Panel("Workers", "Live, by model.", replicated(metrics.WORKERS, ("model",)), "{{model}}", kind="stat"),
     Panel("Redis", "1 where every gateway reaches it.", f"min({metrics.REDIS_UP.name})", "up", kind="stat"),

@@ -131,16 +131,18 @@ MEMORY = 'darkroom_out_of_memory_total{model="tiny",worker="0"}'
 STORE = 'darkroom_store_errors_total{job="darkroom-worker",operation="put"}'
 ANSWERS = 'darkroom_http_requests_total{{method="POST",status="{}"}}'
 PROBLEMS = 'darkroom_http_problems_total{{code="{}"}}'
-GATEWAY = 'up{{job="darkroom-gateway",instance="{}"}}'
+REDIS_UP = 'darkroom_redis_up{{instance="{}"}}'
 TINY = {"model": "tiny"}
 
 ALERTING = {
     "DarkroomGatewayDown": Alerting(
-        {GATEWAY.format("a"): "1x5 0x20"}, [{GATEWAY.format("a"): "0x30", GATEWAY.format("b"): "1x30"}], 10
+        {REDIS_UP.format("a"): "1x5 _x20"},
+        [{REDIS_UP.format("a"): "1x5 _x20", REDIS_UP.format("b"): "0x30"}],
+        15,
     ),
     "DarkroomRedisAway": Alerting(
-        {'darkroom_redis_up{instance="a"}': "1x30", 'darkroom_redis_up{instance="b"}': "1x5 0x20"},
-        [{'darkroom_redis_up{instance="a"}': "1x30"}, {'darkroom_redis_up{instance="a"}': "1x9 0 1x20"}],
+        {REDIS_UP.format("a"): "1x30", REDIS_UP.format("b"): "1x5 0x20"},
+        [{REDIS_UP.format("a"): "1x30"}, {REDIS_UP.format("a"): "1x9 0 1x20"}],
         10,
     ),
     "DarkroomNoWorker": Alerting(
