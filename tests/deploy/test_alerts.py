@@ -28,13 +28,14 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Alerting:
-    """`value` as the texts tell it."""
+    """`value` as the texts tell it; `step` from one value of a series to the next."""
 
     fires: Series
     quiet: Sequence[Series]
     minutes: int
     labels: Mapping[str, str] = field(default_factory=dict)
     value: str = ""
+    step: str = "1m"
 
 
 RECORDED = {
@@ -163,11 +164,12 @@ ALERTING = {
         "12m 0s",
     ),
     "DarkroomSlowPictures": Alerting(
-        {TICK[0]: "0+6x1440 8646+18x60", TICK[1]: "0+60x1500"},
-        [{TICK[0]: "0+6x1500", TICK[1]: "0+60x1500"}, {TICK[0]: "0+18x100", TICK[1]: "0+60x100"}],
+        {TICK[0]: "0+30x288 8730+90x12", TICK[1]: "0+300x300"},
+        [{TICK[0]: "0+30x300", TICK[1]: "0+300x300"}, {TICK[0]: "0+90x30", TICK[1]: "0+300x30"}],
         1480,
         {**TINY, "lane": "8x8"},
         "300ms",
+        "5m",
     ),
     "DarkroomJobsFailing": Alerting(
         {FAILED.format("internal"): "0+6x40", ENDED: "0+24x40"},
@@ -211,13 +213,13 @@ ALERTING = {
 }  # fmt: skip
 
 
-def check(folder: Path, *tests: tuple[Series, dict[str, Any]]) -> None:
-    """Tests of promtool's, each of series by minute, over all our rules."""
+def check(folder: Path, *tests: tuple[Series, dict[str, Any]], step: str = "1m") -> None:
+    """Tests of promtool's, each of some series, over all our rules."""
     document = {
         "rule_files": [str(RULES / "rules.yml"), str(RULES / "alerts.yml")],
-        "evaluation_interval": "1m",
+        "evaluation_interval": step,
         "tests": [
-            {"interval": "1m", "input_series": [{"series": name, "values": one[name]} for name in one], **expected}
+            {"interval": step, "input_series": [{"series": name, "values": one[name]} for name in one], **expected}
             for one, expected in tests
         ],
     }
@@ -263,7 +265,7 @@ def test_an_alert_fires_when_it_should_and_only_then(rule: dict[str, Any], tmp_p
     }
     at = {"alertname": rule["alert"], "eval_time": f"{case.minutes}m"}
     quiet = [(series, {"alert_rule_test": [{**at, "exp_alerts": []}]}) for series in case.quiet]
-    check(tmp_path, (case.fires, {"alert_rule_test": [{**at, "exp_alerts": [expected]}]}), *quiet)
+    check(tmp_path, (case.fires, {"alert_rule_test": [{**at, "exp_alerts": [expected]}]}), *quiet, step=case.step)
 
 
 @pytest.mark.parametrize("rule", rules("alerts"), ids=lambda rule: rule["alert"])
