@@ -61,8 +61,8 @@ def _build(app: FastAPI) -> dict[str, Any]:
 
 
 def _as_form(schema: dict[str, Any]) -> dict[str, Any]:
-    """The same fields as a form has them: pictures are files, and lists are JSON text."""
-    properties = dict(schema["properties"])
+    """The same fields as a form has them: pictures are files, lists are JSON text, and nothing is null."""
+    properties = {name: _never_null(field) for name, field in schema["properties"].items()}
     for name in PICTURE_FIELDS:
         if name in properties:
             kept = {key: value for key, value in properties[name].items() if key in ("title", "description")}
@@ -71,6 +71,14 @@ def _as_form(schema: dict[str, Any]) -> dict[str, Any]:
         if name in properties:
             properties[name] = {"type": "string", "description": f"JSON: {properties[name]['description']}"}
     return schema | {"properties": properties, "title": _form_name(schema["title"])}
+
+
+def _never_null(field: dict[str, Any]) -> dict[str, Any]:
+    others = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(others) != 1:
+        return field
+    kept = {key: value for key, value in field.items() if key != "anyOf" and (key, value) != ("default", None)}
+    return {**kept, **others[0]}
 
 
 def _drop_unused_422(document: dict[str, Any]) -> None:

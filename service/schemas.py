@@ -35,8 +35,12 @@ def _picture_field(description: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "contentEncoding": "base64", "minLength": 1, "description": description})
 
 
-Text = Annotated[str, AfterValidator(_text)]
-Words = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": r"\S"}), AfterValidator(_words)]
+Text = Annotated[str, Field(json_schema_extra={"pattern": r"^[^\u0000]*$"}), AfterValidator(_text)]
+Words = Annotated[
+    str,
+    Field(min_length=1, json_schema_extra={"pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"}),
+    AfterValidator(_words),
+]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
 SourceImage = Annotated[
     str | bytes,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from contract.errors import ErrorCode
 from service.picture_files import PictureError, PictureFile, read_file
@@ -94,7 +94,8 @@ class Uploads:
         except PictureError:
             raise
         except Exception as error:
-            detail = f"broken or cut off ({error}); expected a {file.format} file, whole"
+            told = "" if isinstance(error, UnidentifiedImageError) else str(error)  # that one's tells of our memory
+            detail = f"broken or cut off ({told or 'it cannot be read'}); expected a {file.format} file, whole"
             raise PictureError(ErrorCode.IMAGE_INVALID, detail) from error
         png = io.BytesIO()
         flat.save(png, "PNG", compress_level=1)
