@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import bench, generate, jobs, models, server, train
+from cli import bench, generate, jobs, keys, models, server, train
 from cli.demo import demo
 from cli.loras import add_lora
 from cli.render import render
@@ -36,6 +36,7 @@ app.command(rich_help_panel=_PICTURES)(render)
 app.command(rich_help_panel=_SERVERS)(demo)
 for command in (server.up, server.gateway, server.worker):
     app.command(rich_help_panel=_SERVERS)(command)
+app.add_typer(keys.app, name="keys", rich_help_panel=_SERVERS)
 app.add_typer(bench.app, name="bench", rich_help_panel=_SERVERS)
 app.add_typer(train.app, name="train", rich_help_panel="Train models")
 

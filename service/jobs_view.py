@@ -47,6 +47,7 @@ class JobView(BaseModel):
     object: Literal["job"] = "job"
     task: Task
     model: str
+    key: str | None = Field(default=None, description="id of the API key that made it; null: made without one")
     status: JobStatus
     created_at: str
     started_at: str | None = None
@@ -78,6 +79,7 @@ async def view_job(record: JobRecord, request: Request) -> JobView:
         id=record.spec.id,
         task=record.spec.task,
         model=record.spec.model,
+        key=record.spec.api_key_id,
         status=record.status,
         created_at=rfc3339(record.created_at),
         started_at=None if record.started_at is None else rfc3339(record.started_at),

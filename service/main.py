@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from contract.settings import Settings
 from service.app import create_app
+from service.auth_keys import NoKeysError, require_keys
 
 _PARTING_SECONDS: Final = 5
 
@@ -28,6 +29,10 @@ class GatewayServer(uvicorn.Server):
 
 def main(settings: Settings) -> None:
     """Returns once the server has stopped; answers that are under way are finished first."""
+    try:
+        require_keys(settings)
+    except NoKeysError as error:
+        raise SystemExit(str(error)) from error
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,

@@ -18,6 +18,7 @@ from broker.store import StoreError
 from broker.submit import SubmitRefusedError
 from contract.errors import ErrorCode
 from contract.spec import JobError
+from service.quotas import fields_of_refusal
 
 PROBLEM_TYPE: Final = "application/problem+json"
 REQUEST_ID_SCOPE_KEY: Final = "darkroom.request_id"
@@ -166,11 +167,10 @@ async def _on_http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _on_refused_submit(request: Request, error: SubmitRefusedError) -> Response:
-    headers = {} if error.retry_after is None else {"Retry-After": str(max(1, round(error.retry_after)))}
     errors = []
     if error.code is ErrorCode.IDEMPOTENCY_MISMATCH:
         errors = [FieldError(header="Idempotency-Key", detail="expected a key that was not used with another body")]
-    return answer(request, error.code, str(error), errors, headers)
+    return answer(request, error.code, str(error), errors, fields_of_refusal(error))
 
 
 async def _on_redis_away(request: Request, _: Exception) -> Response:

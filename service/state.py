@@ -21,7 +21,7 @@ class GatewayState:
         self.settings = settings
         self.broker = broker
         self.metrics = metrics
-        self.api_keys = ApiKeys(settings.api_keys)
+        self.api_keys = ApiKeys(settings, broker.key_ring)
         self.uploads = Uploads(settings.max_side, settings.max_pixels, settings.max_picture_ratio)
         self.bodies = Bodies(settings.max_body_bytes, settings.max_held_bytes)
         self.closing = asyncio.Event()  # set when the server stops: what waits for a job then answers at once

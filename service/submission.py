@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from broker.store import Store, StoreError
-from broker.submit import SubmitRefusedError
+from broker.submit import SubmitRefusedError, Submitted
 from contract import keys
 from contract.spec import JobSpec, Task
 from service.normalise import build_spec, check_limits, check_pictures, choose_model
@@ -23,8 +23,8 @@ _log: Final = structlog.get_logger("darkroom.jobs")
 
 async def submit(
     state: GatewayState, task: Task, request: PictureRequest, caller: str | None, idempotency_key: str | None
-) -> str:
-    """The id of the job: a new one, or the one that the Idempotency-Key made before.
+) -> Submitted:
+    """A new job, or the one that the Idempotency-Key made before.
 
     Raises `ProblemError`, `SubmitRefusedError`, `StoreError` and what Redis raises.
     """
@@ -48,7 +48,7 @@ async def submit(
         _log.info("submitted", job=spec.id, task=task.value, model=spec.model, n=spec.n, key=caller, **said)
     else:
         await asyncio.to_thread(_forget_inputs, state.broker.store, spec)
-    return submitted.job_id
+    return submitted
 
 
 def body_hash(task: Task, request: PictureRequest, pictures: Mapping[str, Picture]) -> str:

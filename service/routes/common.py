@@ -3,11 +3,13 @@
 import re
 from typing import Annotated, Any, Final
 
+import structlog
 from fastapi import Depends, Path
 
 from broker.jobs import JobRecord
 from contract.errors import ErrorCode
-from service.auth import Caller
+from service.auth import Reader, Submitter
+from service.auth_keys import Caller
 from service.problems import PROBLEM_TYPE, ProblemError, problem_of
 from service.state import GatewayState
 
@@ -29,11 +31,12 @@ def problems(*codes: ErrorCode) -> Responses:
     return by_status
 
 
-async def find_job(state: GatewayState, job_id: str, caller: str | None) -> JobRecord:
+async def find_job(state: GatewayState, job_id: str, caller: Caller) -> JobRecord:
     """Raises the 404, also for a job of another key: whether it exists is nobody else's business."""
     record = await state.broker.get(job_id) if _JOB_ID.fullmatch(job_id) else None
-    if record is None or record.spec.api_key_id != caller:
+    if record is None or not caller.sees(record.spec.api_key_id):
         raise job_not_found(job_id)
+    structlog.contextvars.bind_contextvars(job=record.spec.id)
     return record
 
 
@@ -41,8 +44,13 @@ def job_not_found(job_id: str) -> ProblemError:
     return ProblemError(ErrorCode.JOB_NOT_FOUND, f"no job {job_id[:100]!r}; ended jobs are kept for a limited time")
 
 
-async def visible_job(job_id: JobId, state: State, caller: Caller) -> JobRecord:
+async def visible_job(job_id: JobId, state: State, caller: Reader) -> JobRecord:
+    return await find_job(state, job_id, caller)
+
+
+async def changeable_job(job_id: JobId, state: State, caller: Submitter) -> JobRecord:
     return await find_job(state, job_id, caller)
 
 
 VisibleJob = Annotated[JobRecord, Depends(visible_job)]
+ChangeableJob = Annotated[JobRecord, Depends(changeable_job)]

@@ -6,9 +6,12 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from broker.jobs import JobRecord
+from broker.submit import Submitted
 from contract.errors import ErrorCode
 from contract.spec import Task
-from service.auth import Caller
+from service import quotas
+from service.auth import Submitter
+from service.auth_keys import Caller
 from service.jobs_view import JobView, view_job
 from service.openapi import request_body
 from service.routes.common import State, find_job, problems
@@ -27,6 +30,7 @@ _REFUSALS: Final = (
     ErrorCode.INVALID_JSON,
     ErrorCode.INVALID_MULTIPART,
     ErrorCode.UNAUTHORIZED,
+    ErrorCode.FORBIDDEN,
     ErrorCode.MODEL_NOT_FOUND,
     ErrorCode.BODY_TOO_LARGE,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE,
@@ -64,17 +68,19 @@ def _endpoint(task: Task) -> Callable[..., Awaitable[JobView]]:
         request: Request,
         response: Response,
         state: State,
-        caller: Caller,
+        caller: Submitter,
         idempotency_key: IdempotencyKey = None,
         prefer: Prefer = None,
         cancel_on_disconnect: CancelOnDisconnect = False,
     ) -> JobView:
-        job_id = await _queue(request, state, task, caller, idempotency_key)
+        submitted = await _queue(request, state, task, caller, idempotency_key)
+        if submitted.quota is not None:
+            response.headers.update(quotas.fields_of(submitted.quota))
         seconds = seconds_to_wait(prefer, state.settings.max_wait_seconds)
         if seconds is not None:
-            await wait_for_end(request, state, job_id, seconds, cancel_on_disconnect)
+            await wait_for_end(request, state, submitted.job_id, seconds, cancel_on_disconnect)
             response.headers["Preference-Applied"] = f"wait={seconds:g}"
-        job = await find_job(state, job_id, caller)
+        job = await find_job(state, submitted.job_id, caller)
         return await _answer(request, response, job, waited=seconds is not None)
 
     generate.__doc__ = REQUESTS[task].__doc__
@@ -82,10 +88,10 @@ def _endpoint(task: Task) -> Callable[..., Awaitable[JobView]]:
     return generate
 
 
-async def _queue(request: Request, state: State, task: Task, caller: str | None, idempotency_key: str | None) -> str:
+async def _queue(request: Request, state: State, task: Task, caller: Caller, idempotency_key: str | None) -> Submitted:
     """Apart, so that nothing holds the body while its client waits for the job."""
     async with state.bodies.read(request, REQUESTS[task]) as asked:
-        return await submit(state, task, asked, caller, idempotency_key)
+        return await submit(state, task, asked, caller.key_id, idempotency_key)
 
 
 async def _answer(request: Request, response: Response, job: JobRecord, waited: bool) -> JobView:
@@ -104,7 +110,12 @@ for _task in Task:
         summary=_SUMMARIES[_task],
         response_description="The job has been queued; follow it under `urls`",
         responses={
-            200: {"model": JobView, "description": "With `Prefer: wait`: the job, ended"},
+            200: {
+                "model": JobView,
+                "description": "With `Prefer: wait`: the job, ended",
+                "headers": quotas.HEADERS,
+            },
+            202: {"headers": quotas.HEADERS},
             **problems(*_REFUSALS),
         },
         openapi_extra=request_body(_task),

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from contract.card import ModelCard, Vocabulary
 from contract.errors import ErrorCode
 from contract.spec import Task
-from service.auth import Caller
+from service.auth import Reader
 from service.routes.common import State, problems
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -52,8 +52,8 @@ def view_model(card: ModelCard, workers: int) -> ModelView:
     return ModelView(id=card.name, workers=workers, **fields)
 
 
-@router.get("", responses=problems(ErrorCode.UNAUTHORIZED))
-async def list_models(state: State, caller: Caller) -> ModelList:
+@router.get("", responses=problems(ErrorCode.UNAUTHORIZED, ErrorCode.FORBIDDEN))
+async def list_models(state: State, caller: Reader) -> ModelList:
     """Every known model, with or without a live worker."""
     del caller  # any key may look
     live = Counter(name for worker in await state.broker.workers() for name in worker.models)

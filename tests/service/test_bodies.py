@@ -203,6 +203,7 @@ async def test_bodies_that_wait_are_bounded(settings: Settings, serving: Serving
         yield b'"}'
 
     async with serving(tight) as url, httpx.AsyncClient(base_url=url, timeout=20) as http:
+        assert (await http.get("/v1/models")).status_code == 200  # the gateway has connected: bodies come in their order
         first = asyncio.create_task(http.post("/v1/txt2img", content=slow(), headers=json_type))
         await begun.wait()
         large = b'{"prompt": "' + b"a" * 700_000 + b'"}'
@@ -238,3 +239,12 @@ async def test_whatever_ends_a_body_gives_its_bytes_back() -> None:
     with pytest.raises(ProblemError):
         await read(body | {"body": bytes(1_000_001)})
     assert bodies.held == 0
+
+
+async def test_whole_numbers_may_have_a_point(client: httpx.AsyncClient, worker: WorkerBroker) -> None:
+    """As JSON Schema has it, and with it the reference."""
+    body = {"prompt": PROMPT, "steps": 4.0, "seed": 7.0, "n": 1.0, "width": 64.0, "output_quality": 1e1}
+    request = (await client.post("/v1/txt2img", json=body)).json()["request"]
+    assert {name: request[name] for name in body} == body
+    for steps in (4.5, "4", True, 1e300):
+        assert (await client.post("/v1/txt2img", json=body | {"steps": steps})).status_code == 422
