@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from broker.connection import REDIS_UNAVAILABLE
 from broker.gateway_side import JobBroker
-from broker.store import Store, StoreError
+from broker.store import Store, StoreError, StoreRefusedError
 from contract.settings import Settings
 from service import openapi, problems, reference
 from service.metrics import GatewayMetrics
@@ -65,9 +65,13 @@ def _lifespan(settings: Settings, metrics: GatewayMetrics) -> Callable[[FastAPI]
 
 def _open_store(settings: Settings) -> Store:
     """Raises `StoreRefusedError`: then a gateway does not start."""
-    store = Store.of(settings)
-    if (error := store.check()) is not None:
-        _log.warning("store away", error=str(error))
+    try:
+        store = Store.of(settings)
+        if (away := store.check()) is not None:
+            _log.warning("store away", error=str(away))
+    except StoreRefusedError as error:
+        _log.error("store refused", error=str(error))  # what uvicorn tells of it is a traceback
+        raise
     return store
 
 
