@@ -1,4 +1,7 @@
-"""Panels and PromQL for the dashboards, in terms of `contract.metrics`: no metric is named by hand."""
+"""Panels and PromQL for the dashboards, in terms of `contract.metrics`: no metric is named by hand.
+
+The classic schema, which every Grafana provisions from files; the SDK prefers a newer one, which older Grafanas lack.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,8 +70,7 @@ def replicated(metric: Metric, by: Sequence[str], function: str = "rate") -> str
 def summed(metric: Metric, by: Sequence[str], part: str = "", function: str = "rate", where: str = "") -> str:
     """What every process counts by itself; `part` "sum" or "count" of a histogram."""
     series = selected(metric, f"{metric.name}_{part}" if part else "", where)
-    inner = f"{function}({series}[$__rate_interval])" if metric.kind != "gauge" else series
-    return f"sum by ({', '.join(by)}) ({inner})"
+    return f"sum by ({', '.join(by)}) ({function}({series}[$__rate_interval]))"
 
 
 def mean(metric: Metric, by: Sequence[str]) -> str:

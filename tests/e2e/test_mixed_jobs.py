@@ -120,7 +120,7 @@ def test_24_mixed_jobs_at_once(stack: Stack, metrics_url: str) -> None:
     for request, picture in zip(requests, together, strict=True):
         assert differences(picture, picture_of(stack.url, submit(stack.url, request))) <= 2, request[:2]
     made = samples(f"{stack.url}/metrics", "darkroom_pictures_total")
-    assert {dict(labels)["task"]: value for labels, value in made.items()} == {
+    assert {dict(labels)["task"]: value for labels, value in made.items() if value} == {
         "txt2img": 16.0,
         "inpaint": 16.0,
         "upscale": 16.0,
