@@ -7,7 +7,7 @@ enough. Revoked keys stay on the list, so that the ids in logs and jobs keep the
 import hmac
 import secrets
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -140,19 +140,29 @@ def list_keys(connection: Redis) -> list[ApiKey]:
 def revoke_key(connection: Redis, revoked_id: str) -> ApiKey | None:
     """The key, revoked from now on (or since it first was); None: there is no such key."""
     now = redis_time(connection)
+    return _change(connection, revoked_id, lambda key: {"revoked_at": key.revoked_at or now})
 
-    def revoke(pipeline: Pipeline) -> ApiKey | None:
-        document: Any = pipeline.hget(keys.api_keys(), revoked_id)
+
+def limit_key(connection: Redis, limited_id: str, limits: OwnLimits) -> ApiKey | None:
+    """The key, with these limits in place of those that it had; None: there is no such key."""
+    return _change(connection, limited_id, lambda _: {"limits": limits})
+
+
+def _change(connection: Redis, changed_id: str, changes: Callable[[ApiKey], dict[str, Any]]) -> ApiKey | None:
+    """Undoes nothing that another changes meanwhile."""
+
+    def change(pipeline: Pipeline) -> ApiKey | None:
+        document: Any = pipeline.hget(keys.api_keys(), changed_id)
         pipeline.multi()
         if document is None:
             return None
-        key = ApiKey.model_validate_json(document)
-        if key.revoked_at is None:
-            key = key.model_copy(update={"revoked_at": now})
-            _write(pipeline, key)
-        return key
+        before = ApiKey.model_validate_json(document)
+        after = before.model_copy(update=changes(before))
+        if after != before:
+            _write(pipeline, after)
+        return after
 
-    answer: Any = connection.transaction(revoke, keys.api_keys(), value_from_callable=True)  # type: ignore[arg-type]
+    answer: Any = connection.transaction(change, keys.api_keys(), value_from_callable=True)  # type: ignore[arg-type]
     return answer if isinstance(answer, ApiKey) else None
 
 

@@ -10,16 +10,23 @@ from pydantic import ValidationError
 from redis import Redis
 from rich.table import Table
 
-from broker.api_keys import ApiKey, Scope, create_key, list_keys, revoke_key
+from broker.api_keys import ApiKey, Scope, create_key, limit_key, list_keys, revoke_key
 from broker.connection import REDIS_UNAVAILABLE, connect
 from broker.quotas import OwnLimits
 from cli.console import err, out
 from contract.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the API keys of a service.")
+app = typer.Typer(no_args_is_help=True, help="Make, list, limit and revoke the API keys of a service.")
 
 RedisUrl = Annotated[
     str, typer.Option("--redis-url", envvar="DARKROOM_REDIS_URL", help="Redis or Valkey that the gateways use.")
+]
+KeyId = Annotated[str, typer.Argument(help="The key's id, as `darkroom keys list` shows it.", metavar="ID")]
+Rate = Annotated[float | None, typer.Option("--rate", help="Submits per second in the long run.")]
+Burst = Annotated[int | None, typer.Option("--burst", help="Submits at once.")]
+MaxRunning = Annotated[int | None, typer.Option("--max-running", help="Jobs in workers at once; its others wait.")]
+MaxWaiting = Annotated[
+    int | None, typer.Option("--max-waiting", help="Unfinished jobs for one model; beyond it submits get a 429.")
 ]
 DEFAULT_REDIS_URL: str = Settings.model_fields["redis_url"].default
 
@@ -30,27 +37,19 @@ def create(
     scopes: Annotated[
         str, typer.Option("--scopes", help="What it may do, comma-separated: submit, read, admin.")
     ] = "submit,read",
-    rate: Annotated[float | None, typer.Option("--rate", help="Submits per second in the long run.")] = None,
-    burst: Annotated[int | None, typer.Option("--burst", help="Submits at once.")] = None,
-    max_running: Annotated[
-        int | None, typer.Option("--max-running", help="Jobs in workers at once; its others wait.")
-    ] = None,
-    max_waiting: Annotated[
-        int | None, typer.Option("--max-waiting", help="Unfinished jobs for one model; beyond it submits get a 429.")
-    ] = None,
+    rate: Rate = None,
+    burst: Burst = None,
+    max_running: MaxRunning = None,
+    max_waiting: MaxWaiting = None,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
 ) -> None:
     """Make a key and print it, once: only its digest is kept.
 
     Limits that are not given are those of the gateways' settings. Gateways know the key within a second.
     """
-    with _connected(redis_url) as connection:
-        try:
-            limits = OwnLimits(rate_per_second=rate, rate_burst=burst, max_running=max_running, max_waiting=max_waiting)
-            key, secret = create_key(connection, name, _scopes(scopes), limits)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    with _connected(redis_url) as connection, _sensible():
+        limits = OwnLimits(rate_per_second=rate, rate_burst=burst, max_running=max_running, max_waiting=max_waiting)
+        key, secret = create_key(connection, name, _scopes(scopes), limits)
     out.print(secret, markup=False, highlight=False, soft_wrap=True)
     err.print(
         f"key {key.id} of {key.name}: {_listed(key.scopes)}. It is shown only now; keep it safe.",
@@ -77,17 +76,27 @@ def list_all(
 
 
 @app.command()
-def revoke(
-    key: Annotated[str, typer.Argument(help="The key's id, as `darkroom keys list` shows it.", metavar="ID")],
+def limit(
+    key: KeyId,
+    rate: Rate = None,
+    burst: Burst = None,
+    max_running: MaxRunning = None,
+    max_waiting: MaxWaiting = None,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
 ) -> None:
+    """Give a key other limits; those that are not given are then the settings'. Gateways know within a second."""
+    with _connected(redis_url) as connection, _sensible():
+        limits = OwnLimits(rate_per_second=rate, rate_burst=burst, max_running=max_running, max_waiting=max_waiting)
+        found = _existing(limit_key(connection, key, limits), key)
+    out.print(f"key {found.id} of {found.name}: limits {_limits(found)}", markup=False, highlight=False)
+
+
+@app.command()
+def revoke(key: KeyId, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """Let a key in no more: gateways know within a second. Its jobs go on; an admin can cancel them."""
     with _connected(redis_url) as connection:
-        found = revoke_key(connection, key)
+        found = _existing(revoke_key(connection, key), key)
         left = any(other.revoked_at is None for other in list_keys(connection))
-    if found is None:
-        err.print(f"no key has the id {key!r}; `darkroom keys list` shows the ids", style="red", markup=False)
-        raise typer.Exit(1)
     out.print(f"key {found.id} of {found.name}: revoked", markup=False, highlight=False)
     if not left:
         err.print("no key is left: gateways without DARKROOM_API_KEYS refuse everybody until one is made")
@@ -99,8 +108,6 @@ def _connected(redis_url: str) -> Iterator[Redis]:
         with connect(redis_url) as connection:
             yield connection
     except (*REDIS_UNAVAILABLE, ValueError) as error:
-        if isinstance(error, ValidationError):
-            raise
         err.print(
             f"no Redis or Valkey answered at {redis_url} ({error}); name the gateways' with --redis-url or "
             "DARKROOM_REDIS_URL",
@@ -108,6 +115,23 @@ def _connected(redis_url: str) -> Iterator[Redis]:
             markup=False,
         )
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def _sensible() -> Iterator[None]:
+    """Of what is asked for a key."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _existing(found: ApiKey | None, key: str) -> ApiKey:
+    if found is None:
+        err.print(f"no key has the id {key!r}; `darkroom keys list` shows the ids", style="red", markup=False)
+        raise typer.Exit(1)
+    return found
 
 
 def _scopes(given: str) -> list[Scope]:

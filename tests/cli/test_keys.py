@@ -28,10 +28,13 @@ def test_a_key_is_shown_once_and_can_be_revoked(redis_client: Redis, valkey_serv
     (stored,) = list_keys(redis_client)
     assert stored.scopes == {Scope.SUBMIT, Scope.READ}
     assert stored.limits == OwnLimits(rate_per_second=2.5, rate_burst=10, max_running=3, max_waiting=40)
+    limited = run(valkey_server, "limit", stored.id, "--rate", "0.5", "--max-running", "1")
+    assert limited.stdout.strip() == f"key {stored.id} of painters [1]: limits rate 0.5, running 1"
+    assert list_keys(redis_client)[0].limits == OwnLimits(rate_per_second=0.5, max_running=1)
     run(valkey_server, "create", "--name", "operators", "--scopes", "admin")
     listed = run(valkey_server, "list").stdout
     assert secret[3:20] not in listed
-    limits = "rate 2.5, burst 10, running 3, waiting 40"
+    limits = "rate 0.5, running 1"
     for text in (stored.id, "painters [1]", limits, "submit, read, admin", "as set"):
         assert text in listed
     revoked = run(valkey_server, "revoke", stored.id)
@@ -54,6 +57,7 @@ def test_revoking_the_last_key_says_what_it_means(redis_client: Redis, valkey_se
         (("create", "--name", ""), "name: "),
         (("create", "--name", "team", "--rate", "0"), "rate_per_second: "),
         (("create", "--name", "team", "--max-running", "-1"), "max_running: "),
+        (("limit", "0123456789abcdef", "--max-waiting", "0"), "max_waiting: "),
     ],
 )
 def test_a_key_that_makes_no_sense_is_not_made(
@@ -66,9 +70,10 @@ def test_a_key_that_makes_no_sense_is_not_made(
 
 
 def test_what_is_not_there_is_said(redis_client: Redis, valkey_server: EmbeddedValkey) -> None:
-    unknown = run(valkey_server, "revoke", "0123456789abcdef")
-    assert unknown.exit_code == 1
-    assert "no key has the id '0123456789abcdef'" in unknown.stderr
+    for command in ("revoke", "limit"):
+        unknown = run(valkey_server, command, "0123456789abcdef")
+        assert unknown.exit_code == 1
+        assert "no key has the id '0123456789abcdef'" in unknown.stderr
     for url in (f"redis://127.0.0.1:{free_port()}/0", "http://127.0.0.1"):
         away = run(valkey_server, "list", "--redis-url", url)
         assert away.exit_code == 1

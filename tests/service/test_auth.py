@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 
-from broker.api_keys import Scope, create_key, key_id, revoke_key
+from broker.api_keys import Scope, create_key, key_id, limit_key, revoke_key
 from broker.embedded import EmbeddedValkey, free_port
 from broker.key_ring import CACHE_SECONDS
 from broker.quotas import OwnLimits
@@ -198,6 +198,10 @@ async def test_answers_say_what_is_left(two: Clients, worker: WorkerBroker, redi
     assert answers[2].json()["code"] == "rate_limited"
     assert int(answers[2].headers["retry-after"]) == numbers[2][1] > 900
     assert "ratelimit" not in (await two[0].get("/v1/jobs", headers=key)).headers
+    limit_key(redis_client, id_of(key), OwnLimits(max_waiting=2))
+    await asyncio.sleep(CACHE_SECONDS)
+    changed = await two[0].post("/v1/txt2img", json=BODY, headers=key)
+    assert changed.headers["ratelimit-policy"] == '"submits";q=200;w=4, "jobs";q=2;qu="concurrent-requests"'
 
 
 async def test_a_full_key_names_its_limit(client: httpx.AsyncClient, worker: WorkerBroker, redis_client: Redis) -> None:
