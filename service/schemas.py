@@ -5,7 +5,7 @@ The ranges here are what any Darkroom takes; a server's settings and a model's c
 
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from contract.spec import MAX_OBJECTS, MAX_SEED, LayoutObject, LoraUse, OutputFormat, Priority, Sampler, Task
 
@@ -25,6 +25,11 @@ def _words(value: str) -> str:
     return _text(value)
 
 
+def _whole(value: Any) -> Any:
+    """To JSON Schema, and to programs that have one kind of number, 4.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _picture(value: Any) -> str | bytes:
     if isinstance(value, str | bytes) and value:
         return value
@@ -41,7 +46,11 @@ Words = Annotated[
     Field(min_length=1, json_schema_extra={"pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$"}),
     AfterValidator(_words),
 ]
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+MaybeWhole = Annotated[
+    int | None, BeforeValidator(_whole)
+]  # not `Whole | None`, whose bounds pydantic does not document
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE), BeforeValidator(_whole)]
 SourceImage = Annotated[
     str | bytes,
     PlainValidator(_picture),
@@ -84,7 +93,7 @@ class PictureRequest(BaseModel):
         description="a name from GET /v1/models; default: the first model there that serves the task",
         examples=["darkroom-small"],
     )
-    steps: int | None = Field(default=None, ge=1, le=1000, description="denoising steps; default: the model's")
+    steps: MaybeWhole = Field(default=None, ge=1, le=1000, description="denoising steps; default: the model's")
     guidance_scale: float | None = Field(
         default=None,
         ge=0.0,
@@ -94,14 +103,14 @@ class PictureRequest(BaseModel):
     eta: float = Field(
         default=0.0, ge=0.0, le=1.0, description="of ddim alone: noise added per step, none at 0, that of DDPM at 1"
     )
-    seed: int | None = Field(
+    seed: MaybeWhole = Field(
         default=None,
         ge=0,
         le=MAX_SEED,
         description="same seed, same picture; picture i of n uses seed + i; only the low 32 bits count, as in "
         "diffusers; default: drawn, and told in the job",
     )
-    n: int = Field(default=1, ge=1, le=64, description="number of pictures")
+    n: Whole = Field(default=1, ge=1, le=64, description="number of pictures")
     sampler: Sampler = Field(
         default=Sampler.DDIM,
         description="how the noise is taken away step by step; dpmpp_2m (DPM-Solver++) often needs the fewest steps, "
@@ -115,7 +124,7 @@ class PictureRequest(BaseModel):
         default=None, gt=0.0, le=7 * 86400, description="the job fails if it has not ended so long after it was sent"
     )
     output_format: OutputFormat = Field(default=OutputFormat.PNG, description="file format of the pictures")
-    output_quality: int = Field(default=90, ge=1, le=100, description="of JPEG and WebP")
+    output_quality: Whole = Field(default=90, ge=1, le=100, description="of JPEG and WebP")
     metadata: bool = Field(default=True, description="write the request's parameters into the files")
 
 
@@ -127,7 +136,7 @@ class Painting(PictureRequest):
         description="what the whole picture should show; required by models that take text",
         examples=["a pizza on a blue background"],
     )
-    class_label: int | None = Field(default=None, ge=0, description="for class-conditional models, which require it")
+    class_label: MaybeWhole = Field(default=None, ge=0, description="for class-conditional models, which require it")
     layout: tuple[LayoutObject, ...] = Field(
         default=(),
         max_length=MAX_OBJECTS,

@@ -13,9 +13,10 @@ from starlette.requests import ClientDisconnect, Request
 
 from broker.worker_side import WorkerBroker
 from contract.settings import Settings
+from service.app import create_app
 from service.body import Bodies
 from service.problems import ProblemError
-from service.schemas import TextToImage
+from service.schemas import REQUESTS, TextToImage
 
 Serving = Callable[[Settings], AbstractAsyncContextManager[str]]
 PROMPT = "a pizza on a blue background"
@@ -203,7 +204,7 @@ async def test_bodies_that_wait_are_bounded(settings: Settings, serving: Serving
         yield b'"}'
 
     async with serving(tight) as url, httpx.AsyncClient(base_url=url, timeout=20) as http:
-        assert (await http.get("/v1/models")).status_code == 200  # the gateway has connected: bodies come in their order
+        assert (await http.get("/v1/models")).status_code == 200  # connected: bodies come in their order
         first = asyncio.create_task(http.post("/v1/txt2img", content=slow(), headers=json_type))
         await begun.wait()
         large = b'{"prompt": "' + b"a" * 700_000 + b'"}'
@@ -248,3 +249,19 @@ async def test_whole_numbers_may_have_a_point(client: httpx.AsyncClient, worker:
     assert {name: request[name] for name in body} == body
     for steps in (4.5, "4", True, 1e300):
         assert (await client.post("/v1/txt2img", json=body | {"steps": steps})).status_code == 422
+
+
+def test_bounds_are_documented_as_json_schema_has_them(settings: Settings) -> None:
+    names: set[str] = set()
+
+    def collect(part: Any) -> None:
+        if isinstance(part, dict):
+            names.update(part)
+        for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            collect(value)
+
+    schemas = create_app(settings).openapi()["components"]["schemas"]
+    for task in REQUESTS.values():
+        collect(schemas[task.__name__]["properties"])
+    assert {"minimum", "maximum", "exclusiveMinimum"} <= names
+    assert not names & {"ge", "gt", "le", "lt"}
