@@ -62,6 +62,7 @@ def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
         "lease_seconds": 600.0,
         "drain_seconds": 30.0,
         "worker_threads": 1,
+        "log_format": "text",
     }
     for name, value in values.items():
         monkeypatch.setenv(f"DARKROOM_{name.upper()}", str(value))
@@ -75,7 +76,7 @@ def supervise(environment: None) -> Iterator[StartSupervisor]:
     def start(*command: str, devices: tuple[str, ...] = ("cpu",)) -> subprocess.Popen[str]:
         program = (
             "import sys\nfrom contract.settings import Settings\nfrom contract.log import configure_log\n"
-            "from worker.supervisor import Supervisor\nconfigure_log()\n"
+            "from worker.supervisor import Supervisor\nconfigure_log('text')\n"
             f"sys.exit(not Supervisor(Settings(), {devices!r}, {[sys.executable, *command]!r}).run())"
         )
         process = subprocess.Popen(
