@@ -142,8 +142,10 @@ def as_table(result: Result) -> str:
     )
     ends = ", ".join(f"{count} {end}" for end, count in sorted(result.ends.items()) if count)
     left_out = "\n".join(f"- Left out, schemathesis' check `{name}`: {reason}." for name, reason in EXCLUDED.items())
+    pictures = result.parts["pictures"].pictures.values()
+    seen = f"{len(pictures)} different hostile pictures, {sum(pictures)} of them taken."
     told = f"{result.server_errors} answers of 5xx, {result.worker_exits} worker exits. Jobs that were kept: {ends}."
-    return f"{cases}\n\n{told}\n\n{left_out}"
+    return f"{cases}\n\n{seen} {told}\n\n{left_out}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

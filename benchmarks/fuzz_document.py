@@ -2,8 +2,9 @@
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Final
 
 import schemathesis
@@ -23,8 +24,8 @@ from schemathesis.openapi import from_url
 from schemathesis.schemas import BaseSchema
 
 from contract.spec import Task
-from service.body import FORM_TYPE
-from tests.hostile import hostile_files, sendable_files
+from service.body import FORM_TYPE, JSON_TYPE
+from tests.hostile import hostile_files, sendable_files, whole_files
 
 EXCLUDED: Final = {
     "positive_data_acceptance": "the document cannot tell what a picture is, what one server and one model take "
@@ -47,10 +48,12 @@ _LEFT_OUT: Final = ("model", "loras", "class_label", "layout", "semantic_map", "
 
 @dataclass
 class Outcome:
-    """Cases by operation and status; what broke a check, once each."""
+    """Cases by operation and status; what broke a check, once each; hostile pictures by their digest, and whether the
+    last request with it was taken."""
 
     cases: Counter[tuple[str, int]] = field(default_factory=Counter)
     faults: dict[tuple[str, str], str] = field(default_factory=dict)
+    pictures: dict[bytes, bool] = field(default_factory=dict)
 
     def note(self, operation: str, check: str, text: str) -> None:
         self.faults.setdefault((operation, check), text)
@@ -101,50 +104,67 @@ class Fuzzer:
                 self.outcome.note("schemathesis", type(event).__name__, str(event))
 
     def by_jobs(self) -> None:
-        """Requests that the document allows, cut down to what this server takes, with pictures that are some: most of
-        them become jobs."""
+        """Requests that the document allows, cut down to what this server takes, with pictures that are whole: they
+        become jobs."""
         for task in Task:
-            self._send(task, sendable_files)
+            operation = self._schema[f"/v1/{task.value}"]["POST"]
+            pictures = sendable_files(24, 16) if task is Task.UPSCALE else sendable_files(64, 48)
+            requests = operation.as_strategy(GenerationMode.POSITIVE)
+            self._run(self._send_job, st.just(_PICTURES[task]), requests, pictures, st.data())
+
+    def _send_job(self, names: Sequence[str], case: Case[Any], picture: bytes, data: st.DataObject) -> None:
+        assert isinstance(case.body, dict)  # what the document asks for
+        case.body = _within_limits(case.body, data) | {name: _sent(picture, case.media_type) for name in names}
+        case.headers.pop("idempotency-key", None)  # drawn ones are short and meet again
+        self._call(case)
 
     def by_pictures(self) -> None:
-        """The same, with one picture as an enemy sends it."""
+        """One picture as an enemy sends it, to inpaint beside one that is whole."""
         for task in (Task.IMG2IMG, Task.INPAINT, Task.UPSCALE):
-            self._send(task, lambda _width, _height: hostile_files())
+            names = st.sampled_from(_PICTURES[task])
+            self._run(
+                self._send_picture, st.just(task), names, hostile_files(), st.sampled_from((JSON_TYPE, FORM_TYPE))
+            )
 
-    def _send(self, task: Task, pictures: Callable[[int, int], st.SearchStrategy[bytes]]) -> None:
-        size = (24, 16) if task is Task.UPSCALE else (64, 48)
-        whole, other = sendable_files(*size), pictures(*size)
-        names = _PICTURES[task]
+    def _send_picture(self, task: Task, name: str, picture: bytes, media_type: str) -> None:
+        files = dict.fromkeys(_PICTURES[task], whole_files()[0]) | {name: picture}
+        body: dict[str, Any] = {key: _sent(file, media_type) for key, file in files.items()}
+        body |= {"prompt": "a pizza", "steps": 1}
+        case = self._schema[f"/v1/{task.value}"]["POST"].Case(body=body, media_type=media_type)
+        status = self._call(case)
+        self.outcome.pictures[sha256(picture).digest()] = status < 400
 
-        @seed(self._seed)
-        @settings(
+    def _run(self, send: Callable[..., None], *strategies: st.SearchStrategy[Any]) -> None:
+        """Without shrinking: every fault is kept with its request, and all that follow are sent all the same."""
+        limits = settings(
             max_examples=self._examples,
             database=None,
             deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        @given(self._schema[f"/v1/{task.value}"]["POST"].as_strategy(GenerationMode.POSITIVE), st.data())
-        def send_one(case: Case[Any], data: st.DataObject) -> None:
-            assert isinstance(case.body, dict)  # what the document asks for
-            body = _within_limits(case.body, data)
-            case.headers.pop("idempotency-key", None)  # drawn ones are short and meet again
-            special = data.draw(st.sampled_from(names or ("none",)))
-            for name in names:
-                picture = data.draw(other if name == special else whole)
-                body[name] = picture if case.media_type == FORM_TYPE else b64encode(picture).decode()
-            case.body = body
-            self._call(case)
+
+        @seed(self._seed)
+        @limits
+        @given(st.tuples(*strategies))
+        def send_one(drawn: tuple[Any, ...]) -> None:
+            send(*drawn)
 
         send_one()
 
-    def _call(self, case: Case[Any]) -> None:
+    def _call(self, case: Case[Any]) -> int:
+        """The status of the answer, which is held against the document."""
         response = case.call(headers=self._headers)
         try:
             case.validate_response(response, checks=list(_ANSWERS), headers=self._headers)
         except FailureGroup as group:
             for failure in group.exceptions:
                 self.outcome.note(case.operation.label, type(failure).__name__, f"{failure}\n{response.text[:500]}")
+        return int(response.status_code)
+
+
+def _sent(picture: bytes, media_type: str | None) -> bytes | str:
+    return picture if media_type == FORM_TYPE else b64encode(picture).decode()
 
 
 def _within_limits(body: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
