@@ -4,17 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
+from urllib.parse import urlsplit
 
 import structlog
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from broker.connection import REDIS_UNAVAILABLE
 from broker.gateway_side import JobBroker
 from broker.store import Store, StoreError, StoreRefusedError
 from contract.settings import Settings
 from service import openapi, problems, reference
+from service.cors import cors_options
 from service.metrics import GatewayMetrics
-from service.middleware import BodyLimit, RequestContext
+from service.middleware import BodyLimit, Defects, ProxyPrefix, RequestContext
 from service.routes import generate, images, jobs, models, operations
 from service.state import GatewayState
 
@@ -33,13 +36,19 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    for module in (generate, jobs, images, models, operations):
+    modules = (generate, jobs, images, models, operations)
+    for module in modules:
         app.include_router(module.router)
-    problems.install(app)
     openapi.install(app)
     reference.install(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestContext, metrics=metrics)  # added last, so outermost: it sees every answer
+    problems.install(app, [*app.routes, *(route for module in modules for route in module.router.routes)])
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)  # the innermost: each is added around the others
+    app.add_middleware(Defects)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, **cors_options(settings.cors_origins))
+    app.add_middleware(RequestContext, metrics=metrics)
+    if prefix := urlsplit(settings.public_url or "").path.rstrip("/"):
+        app.add_middleware(ProxyPrefix, prefix=prefix)
     return app
 
 

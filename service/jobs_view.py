@@ -13,7 +13,7 @@ from service.problems import Problem, problem_of_job
 from service.state import GatewayState
 
 # Not part of what the client asked for, or told elsewhere in the job.
-_NOT_REQUEST: Final = {"version", "id", "task", "inputs", "created_at", "api_key_id", "noise_level"}
+_NOT_REQUEST: Final = {"version", "id", "task", "inputs", "created_at", "api_key_id", "noise_level", "request_id"}
 
 
 class ProgressView(BaseModel):

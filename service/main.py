@@ -1,15 +1,19 @@
 """The gateway's process: one event loop, on the address of the settings, until SIGTERM or SIGINT."""
 
+import signal
+import sys
 from contextlib import suppress
 from socket import socket
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI
 
+from contract.log import configure_log
 from contract.settings import Settings
 from service.app import create_app
 from service.auth_keys import NoKeysError, require_keys
+from service.protocol import GatewayProtocol
 
 _PARTING_SECONDS: Final = 5
 
@@ -27,24 +31,34 @@ class GatewayServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def server_config(settings: Settings, **changes: Any) -> uvicorn.Config:
+    """How the gateway is served; `changes` are uvicorn's own options."""
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "loop": "uvloop",
+        "http": GatewayProtocol,
+        "ws": "none",
+        "log_config": None,  # `configure_log` covers uvicorn's loggers
+        "access_log": False,  # the app logs requests itself, without their prompts
+        "server_header": False,
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": list(settings.trusted_proxies),
+        "timeout_graceful_shutdown": _PARTING_SECONDS,
+    }
+    return uvicorn.Config(create_app(settings), **options | changes)
+
+
 def main(settings: Settings) -> None:
     """Returns once the server has stopped; answers that are under way are finished first."""
+    configure_log(settings.log_format)
     try:
         require_keys(settings)
     except NoKeysError as error:
         raise SystemExit(str(error)) from error
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        loop="uvloop",
-        http="httptools",
-        access_log=False,  # the app logs requests itself, without their prompts
-        server_header=False,
-        timeout_graceful_shutdown=_PARTING_SECONDS,
-    )
-    server = GatewayServer(config)
-    with suppress(KeyboardInterrupt):  # uvicorn has stopped already, and passes the signal on
+    server = GatewayServer(server_config(settings))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn passes the signal on once it has stopped
+    with suppress(KeyboardInterrupt):  # the same, for Ctrl-C
         server.run()
     if not server.started:
         raise SystemExit(3)  # uvicorn has told why

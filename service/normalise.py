@@ -145,6 +145,7 @@ def build_spec(
     card: ModelCard,
     caller: str | None,
     now: float,
+    request_id: str | None = None,
 ) -> JobSpec:
     """The job, with a new id, every default filled in and a seed drawn where none was given. `now` in Unix seconds."""
     job_id = uuid4().hex
@@ -166,6 +167,7 @@ def build_spec(
         "inputs": {name: keys.input_object(job_id, name) for name in pictures},
         "created_at": now,
         "api_key_id": caller,
+        "request_id": request_id,
     }
     source = pictures.get(IMAGE) or pictures.get(SEMANTIC_MAP)
     if source is not None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
 
 from broker.connection import REDIS_UNAVAILABLE
 from broker.store import StoreError
@@ -94,10 +95,16 @@ def problem_of_job(error: JobError) -> Problem:
     return problem_of(error.code, error.detail)
 
 
-def render(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+def problem_json(problem: Problem) -> bytes:
     """ASCII, since a field's name in `errors` may hold what UTF-8 cannot (a lone surrogate)."""
-    content = json.dumps(problem.model_dump(exclude_none=True, mode="json", warnings=False), allow_nan=False)
-    return Response(content, status_code=problem.status, media_type=PROBLEM_TYPE, headers=dict(headers or {}))
+    fields = problem.model_dump(exclude_none=True, mode="json", warnings=False)
+    return json.dumps(fields, allow_nan=False).encode("ascii")
+
+
+def render(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(
+        problem_json(problem), status_code=problem.status, media_type=PROBLEM_TYPE, headers=dict(headers or {})
+    )
 
 
 def pointer(*parts: str | int) -> str:
@@ -156,14 +163,27 @@ async def _on_invalid_parameters(request: Request, error: RequestValidationError
     return answer(request, ErrorCode.VALIDATION_FAILED, "a parameter is not valid", errors)
 
 
-async def _on_http_error(request: Request, error: HTTPException) -> Response:
-    """Of the framework itself: no such address, no such method."""
-    code = _CODE_OF_STATUS.get(error.status_code)
-    if code is not None:
-        return answer(request, code, f"{request.method} {request.url.path}", headers=error.headers)
-    title = HTTPStatus(error.status_code).phrase
-    problem = {"type": "about:blank", "title": title, "status": error.status_code, "detail": str(error.detail)}
-    return Response(json.dumps(problem), error.status_code, error.headers, PROBLEM_TYPE)
+def _http_error(routes: Sequence[BaseRoute]) -> Callable[[Request, HTTPException], Awaitable[Response]]:
+    """The handler of what the framework itself refuses: no such address, no such method there."""
+
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        code, headers = _CODE_OF_STATUS.get(error.status_code), dict(error.headers or {})
+        if code is ErrorCode.METHOD_NOT_ALLOWED:
+            # The framework names the methods of the first route at the address alone.
+            here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+            headers["Allow"] = ", ".join(sorted({method for route in here for method in getattr(route, "methods", ())}))
+        if code is not None:
+            return answer(request, code, f"{request.method} {request.url.path}", headers=headers)
+        problem = {
+            "type": "about:blank",
+            "title": HTTPStatus(error.status_code).phrase,
+            "status": error.status_code,
+            "detail": str(error.detail),
+            "request_id": request.scope.get(REQUEST_ID_SCOPE_KEY),
+        }
+        return Response(json.dumps(problem), error.status_code, headers, PROBLEM_TYPE)
+
+    return on_http_error
 
 
 async def _on_refused_submit(request: Request, error: SubmitRefusedError) -> Response:
@@ -188,23 +208,16 @@ async def _on_disconnect(_request: Request, _: ClientDisconnect) -> Response:
     return Response(status_code=400)
 
 
-async def _on_defect(request: Request, _: Exception) -> Response:
-    """The server logs the traceback; the client gets the id to ask about."""
-    request_id = request.scope.get(REQUEST_ID_SCOPE_KEY)
-    headers = {"X-Request-ID": request_id} if request_id else {}
-    return answer(request, ErrorCode.INTERNAL, "unexpected error; tell the operator the request id", headers=headers)
-
-
-def install(app: FastAPI) -> None:
-    """Makes every error of the app a problem."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Makes every error that is expected a problem; `middleware.Defects` does so with the others. `routes` are all of
+    the app's."""
     handlers: dict[Any, Any] = {
         ProblemError: _on_problem,
         RequestValidationError: _on_invalid_parameters,
-        HTTPException: _on_http_error,
+        HTTPException: _http_error(routes),
         SubmitRefusedError: _on_refused_submit,
         StoreError: _on_store_away,
         ClientDisconnect: _on_disconnect,
-        Exception: _on_defect,
     }
     handlers.update(dict.fromkeys(REDIS_UNAVAILABLE, _on_redis_away))
     for kind, handler in handlers.items():

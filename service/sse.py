@@ -27,6 +27,7 @@ from service.state import GatewayState
 
 # Redis' stream ids: milliseconds and a number.
 EVENT_ID_PATTERN: Final = r"^[0-9]{1,19}(-[0-9]{1,19})?$"
+_RECONNECT_MS: Final = 1000
 _NAME_OF_STATUS: Final = {JobStatus.QUEUED: "queued", JobStatus.RUNNING: "started"}
 
 
@@ -55,6 +56,9 @@ async def stream_events(request: Request, start: EventsStart) -> AsyncGenerator[
                     yield shown
                 if streamed.terminal:
                     return
+        if state.closing.is_set():
+            yield ServerSentEvent(comment="the server stops; reconnect", retry=_RECONNECT_MS)
+            return
         latest = await broker.get(job.spec.id)
         if latest is not None and latest.status.ended:  # its events are no longer kept
             yield await snapshot(request, latest, None)

@@ -2,21 +2,42 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from fastapi import Request
 
 from service.state import GatewayState
 
-_WAIT: Final = re.compile(r'(?:^|[\s,;])wait(?:\s*=\s*"?([0-9]{1,6})"?)?\s*(?:$|[,;])', re.IGNORECASE)
+# RFC 7240, section 2: token [= value] and parameters, parted by commas; commas may stand inside quotes.
+_VALUE: Final = r'(?:"(?:[^"\\]|\\.)*"|[^\s",;]*)'
+_PREFERENCE: Final = re.compile(
+    rf"\s*([\w!#$%&'*+.^`|~-]+)\s*(?:=\s*({_VALUE}))?\s*((?:;[^,\"]*(?:\"[^\"]*\"[^,\"]*)*)?)(?:,|$)"
+)
+_SECONDS: Final = re.compile(r"[0-9]{1,6}", re.ASCII)
 
 
-def seconds_to_wait(prefer: str | None, most: float) -> float | None:
+def preferences(prefer: Sequence[str]) -> dict[str, str]:
+    """What all lines of the header ask for, by lower-case name; of a repeated one the first counts. What is not
+    written as it should be is left out, as the RFC has it."""
+    asked: dict[str, str] = {}
+    text, place = ",".join(prefer), 0
+    while place < len(text):
+        found = _PREFERENCE.match(text, place)
+        if found is None:
+            place = text.find(",", place) + 1 or len(text)
+            continue
+        asked.setdefault(found[1].lower(), (found[2] or "").strip('"'))
+        place = found.end()
+    return asked
+
+
+def seconds_to_wait(prefer: Sequence[str], most: float) -> float | None:
     """What `wait[=seconds]` asks for, at most `most`; None: not to wait, or not to be understood."""
-    found = _WAIT.search(prefer or "")
-    if found is None:
-        return None
-    return min(float(found.group(1)), most) if found.group(1) else most
+    value = preferences(prefer).get("wait")
+    if value == "":
+        return most
+    return min(float(value), most) if value is not None and _SECONDS.fullmatch(value) else None
 
 
 async def wait_for_end(request: Request, state: GatewayState, job_id: str, seconds: float, cancel: bool) -> None:

@@ -1,8 +1,9 @@
 """The four tasks: a request becomes a job, answered at once or, with `Prefer: wait`, when it has ended."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Final
 
+import structlog
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from broker.jobs import JobRecord
@@ -14,6 +15,7 @@ from service.auth import Submitter
 from service.auth_keys import Caller
 from service.jobs_view import JobView, view_job
 from service.openapi import request_body
+from service.problems import REQUEST_ID_SCOPE_KEY
 from service.routes.common import State, find_job, problems
 from service.schemas import REQUESTS
 from service.submission import submit
@@ -37,6 +39,7 @@ _REFUSALS: Final = (
     ErrorCode.VALIDATION_FAILED,
     ErrorCode.IMAGE_INVALID,
     ErrorCode.IMAGE_TOO_LARGE,
+    ErrorCode.IDEMPOTENCY_CONFLICT,
     ErrorCode.IDEMPOTENCY_MISMATCH,
     ErrorCode.RATE_LIMITED,
     ErrorCode.UPLOADS_BUSY,
@@ -53,7 +56,7 @@ IdempotencyKey = Annotated[
     ),
 ]
 Prefer = Annotated[
-    str | None,
+    Sequence[str],
     Header(
         description="`wait=30`: answer when the job has ended, after 30 s at the latest; `wait`: as long as allowed"
     ),
@@ -70,18 +73,21 @@ def _endpoint(task: Task) -> Callable[..., Awaitable[JobView]]:
         state: State,
         caller: Submitter,
         idempotency_key: IdempotencyKey = None,
-        prefer: Prefer = None,
+        prefer: Prefer = (),
         cancel_on_disconnect: CancelOnDisconnect = False,
     ) -> JobView:
         submitted = await _queue(request, state, task, caller, idempotency_key)
+        structlog.contextvars.bind_contextvars(job=submitted.job_id)
         if submitted.quota is not None:
             response.headers.update(quotas.fields_of(submitted.quota))
         seconds = seconds_to_wait(prefer, state.settings.max_wait_seconds)
         if seconds is not None:
             await wait_for_end(request, state, submitted.job_id, seconds, cancel_on_disconnect)
             response.headers["Preference-Applied"] = f"wait={seconds:g}"
-        job = await find_job(state, submitted.job_id, caller)
-        return await _answer(request, response, job, waited=seconds is not None)
+        job = submitted.record if seconds is None else None
+        return await _answer(
+            request, response, job or await find_job(state, submitted.job_id, caller), waited=seconds is not None
+        )
 
     generate.__doc__ = REQUESTS[task].__doc__
     generate.__name__ = task.value
@@ -91,7 +97,7 @@ def _endpoint(task: Task) -> Callable[..., Awaitable[JobView]]:
 async def _queue(request: Request, state: State, task: Task, caller: Caller, idempotency_key: str | None) -> Submitted:
     """Apart, so that nothing holds the body while its client waits for the job."""
     async with state.bodies.read(request, REQUESTS[task]) as asked:
-        return await submit(state, task, asked, caller.key_id, idempotency_key)
+        return await submit(state, task, asked, caller.key_id, idempotency_key, request.scope[REQUEST_ID_SCOPE_KEY])
 
 
 async def _answer(request: Request, response: Response, job: JobRecord, waited: bool) -> JobView:

@@ -9,7 +9,6 @@ from hashlib import sha256
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 from redis import Redis
 
@@ -20,8 +19,7 @@ from contract import keys
 from contract.card import ModelCard, Vocabulary
 from contract.settings import Settings
 from contract.spec import JobResult, PictureResult, Task, Timings
-from service.app import create_app
-from service.main import GatewayServer
+from service.main import GatewayServer, server_config
 
 SMALL = ModelCard(
     name="darkroom-small",
@@ -78,16 +76,7 @@ FACES = CLASSES.model_copy(update={**_ONE_TASK, "name": "faces", "conditioning":
 @asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[str]:
     """A gateway behind uvicorn in this event loop; yields its URL."""
-    config = uvicorn.Config(
-        create_app(settings),
-        host="127.0.0.1",
-        port=0,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=2,
-        http="httptools",
-        loop="none",
-    )
+    config = server_config(settings, host="127.0.0.1", port=0, log_level="warning", loop="none")
     server = GatewayServer(config)
     running = asyncio.create_task(server.serve())
     while not server.started:

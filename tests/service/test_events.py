@@ -108,7 +108,8 @@ async def test_followers_are_counted_and_forgotten(
 ) -> None:
     job = await submit(client)
     async with client.stream("GET", job["urls"]["events"]) as response:
-        await anext(response.aiter_lines())
+        lines = response.aiter_lines()  # held, since without it the response would be closed
+        await anext(lines)
         assert await followers(client, 1)
     assert await followers(client, 0)
 

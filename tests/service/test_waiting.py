@@ -15,23 +15,32 @@ from service.waiting import seconds_to_wait
 @pytest.mark.parametrize(
     ("prefer", "seconds"),
     [
-        (None, None),
-        ("", None),
-        ("respond-async", None),
-        ("wait", 60.0),
-        ("wait=5", 5.0),
-        ('Wait = "5"', 5.0),
-        ("respond-async, wait=5", 5.0),
-        ("wait=5, handling=lenient", 5.0),
-        ("wait=900", 60.0),
-        ("wait=0", 0.0),
-        ("wait=soon", None),
-        ("wait=-1", None),
-        ("await=5", None),
-        ("wait-less=5", None),
+        ([], None),
+        ([""], None),
+        (["respond-async"], None),
+        (["wait"], 60.0),
+        (["wait=5"], 5.0),
+        (['Wait = "5"'], 5.0),
+        (["respond-async, wait=5"], 5.0),
+        (["wait=5, handling=lenient"], 5.0),
+        (["wait=900"], 60.0),
+        (["wait=0"], 0.0),
+        (["wait=soon"], None),
+        (["wait=-1"], None),
+        (["await=5"], None),
+        (["wait-less=5"], None),
+        (["respond-async", "wait=5"], 5.0),  # two lines are one list
+        (["wait=7, wait=5"], 7.0),  # the first one counts
+        (["wait=soon, wait=5"], None),
+        (['note="please, wait=3"'], None),
+        (['note="please, wait=3"; x="a,b", WAIT=4; y'], 4.0),
+        (['note="not closed, wait=3'], 3.0),
+        (["=5,,;, wait=6"], 6.0),
+        (["wait=1.5"], None),
+        (["wait=٣"], None),
     ],
 )
-def test_seconds_to_wait(prefer: str | None, seconds: float | None) -> None:
+def test_seconds_to_wait(prefer: list[str], seconds: float | None) -> None:
     assert seconds_to_wait(prefer, 60.0) == seconds
 
 

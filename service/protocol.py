@@ -1,0 +1,74 @@
+"""What never becomes a request: a head that is too large, a line that is no HTTP. Both are problems as well."""
+
+from typing import Any, Final, NoReturn
+
+import httptools
+import structlog
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from contract.errors import ErrorCode
+from service.problems import PROBLEM_TYPE, problem_json, problem_of
+
+MAX_URL_BYTES: Final = 8 * 1024
+MAX_HEAD_BYTES: Final = 32 * 1024
+_LINGER_SECONDS: Final = 1.0
+_log = structlog.get_logger("darkroom.http")
+
+
+class GatewayProtocol(HttpToolsProtocol):
+    """uvicorn's own parser keeps a head of any size in memory; this one stops reading at `MAX_HEAD_BYTES`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_head = self._only_head = True  # of the latest piece: none of it was body
+        self._head_bytes = 0
+        self._refused = False
+        self._refusal: tuple[ErrorCode, str] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._only_head = self._in_head
+        super().data_received(data)
+        if self._only_head and self.parser is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refusal = _HEAD_TOO_LARGE
+                self.send_400_response("")
+
+    def on_headers_complete(self) -> None:
+        self._in_head = self._only_head = False
+        self._head_bytes = 0
+        if len(self.url) > MAX_URL_BYTES:
+            self._refuse(_URL_TOO_LONG)
+        if sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refuse(_HEAD_TOO_LARGE)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called for whatever cannot be parsed, our own refusals included; the connection ends with it."""
+        code, detail = self._refusal or (ErrorCode.MALFORMED_HTTP, "expected a request as RFC 9112 has it")
+        _log.warning("request refused", code=code.value, status=code.status)
+        content = problem_json(problem_of(code, detail))
+        head = (
+            f"content-type: {PROBLEM_TYPE}\r\ncontent-length: {len(content)}\r\ncache-control: no-store\r\n"
+            "x-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(STATUS_LINE[code.status] + head.encode() + content)
+        # To close with something unread would reset the connection, and the answer might never be seen.
+        self._refused = True
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _refuse(self, refusal: tuple[ErrorCode, str]) -> NoReturn:
+        """Out of the parser's callback, by the way that uvicorn takes for a line that is no HTTP."""
+        self._refusal = refusal
+        raise httptools.HttpParserError(refusal[1])
+
+
+_URL_TOO_LONG: Final = (ErrorCode.URL_TOO_LONG, f"expected at most {MAX_URL_BYTES:,} bytes of path and query")
+_HEAD_TOO_LARGE: Final = (ErrorCode.HEADERS_TOO_LARGE, f"expected at most {MAX_HEAD_BYTES:,} bytes of headers")
