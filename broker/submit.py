@@ -18,15 +18,21 @@ from contract.settings import Settings
 from contract.spec import JobSpec, JobStatus
 
 # A retry of the whole script (redis-py repeats a command whose answer got lost) finds the job and changes nothing.
-_SUBMIT: Final = """
+_QUEUED: Final = QueuedEvent().model_dump_json()
+_SUBMIT: Final = (
+    f"""{rq_surface.LUA_CREATE}
+local MAX_EVENTS, QUEUED = {MAX_EVENTS}, '{_QUEUED}'
+"""
+    + """
 local LONGEST = 30 * 86400  -- a bucket that nobody touches for so long counts as full
 local queue, rq_job, job, events, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local jobs_of, waiting, rate, deadlines, counters, rq_queues = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local line, turns, all_jobs, running_limits, first_queue = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
-local owner, deadline, max_running, steps_counter, steps = ARGV[14], ARGV[15], ARGV[16], ARGV[17], ARGV[18]
 local id, body_hash, max_depth, max_waiting = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local per_second, burst, patience, remember = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
-local event, max_events, counter, queue_member, model = ARGV[9], ARGV[10], ARGV[11], ARGV[12], ARGV[13]
+local counter, queue_name, model, owner, deadline = ARGV[9], ARGV[10], ARGV[11], ARGV[12], ARGV[13]
+local max_running, steps_counter, steps = ARGV[14], ARGV[15], ARGV[16]
+local data, description, stamp = ARGV[17], ARGV[18], ARGV[19]
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 
@@ -58,12 +64,10 @@ if max_running ~= '' then
 else
   redis.call('HDEL', running_limits, owner)
 end
-local fields = {}
-for i = 19, #ARGV do fields[#fields + 1] = ARGV[i] end
-redis.call('HSET', rq_job, unpack(fields))
+rq_create(rq_job, data, description, queue_name, stamp)
 redis.call('HSET', job, 'created_at', string.format('%.6f', now), 'model', model, 'owner', owner)
 if deadline ~= '' then redis.call('HSET', job, 'deadline', string.format('%.6f', now + tonumber(deadline))) end
-redis.call('SADD', rq_queues, queue_member)
+redis.call('SADD', rq_queues, queue)
 redis.call('RPUSH', queue, id)
 redis.call('RPUSH', line, id)
 redis.call('ZADD', turns, 'NX', string.format('%.6f', now), owner)
@@ -74,7 +78,7 @@ redis.call('ZADD', all_jobs, microseconds, id)
 redis.call('ZADD', deadlines, string.format('%.6f', now + patience), id)
 redis.call('HINCRBY', counters, counter, 1)
 redis.call('HINCRBY', counters, steps_counter, steps)
-redis.call('XADD', events, 'MAXLEN', max_events, '*', 'event', event)
+redis.call('XADD', events, 'MAXLEN', MAX_EVENTS, '*', 'event', QUEUED)
 if body_hash ~= '' then
   redis.call('HSET', idempotency, 'body', body_hash, 'job', id)
   redis.call('EXPIRE', idempotency, remember)
@@ -84,6 +88,7 @@ answer[5] = string.format('%.6f', now)
 answer[6] = first_queue == queue and depth or depth + redis.call('LLEN', first_queue)
 return answer
 """
+)
 _QUEUE_FULL_RETRY_SECONDS: Final = 5.0
 
 
@@ -161,7 +166,6 @@ class Submitter:
     def _arguments(self, spec: JobSpec, body_hash: str | None, limits: Limits) -> list[str | bytes | int | float]:
         settings = self._settings
         queue = keys.queue_name(spec.model, spec.priority)
-        fields = rq_surface.job_fields(spec, queue)
         return [
             spec.id,
             body_hash or "",
@@ -171,17 +175,17 @@ class Submitter:
             limits.rate_burst,
             min(settings.queue_deadline_seconds, spec.deadline_seconds or settings.queue_deadline_seconds),
             settings.idempotency_seconds,
-            QueuedEvent().model_dump_json(),
-            MAX_EVENTS,
             keys.counter(metrics.JOBS_SUBMITTED.name, spec.model, spec.task, spec.priority),
-            rq_surface.queue_key(queue),
+            queue,
             spec.model,
             spec.api_key_id or keys.ANONYMOUS,
             spec.deadline_seconds or "",
             limits.max_running or "",
             keys.counter(metrics.STEPS_SUBMITTED.name, spec.model),
             spec.n * spec.steps,
-            *(part for pair in fields.items() for part in pair),
+            rq_surface.call_data(spec),
+            f"{spec.task} {spec.model}",  # RQ's own description would show the prompt in every tool and log
+            rq_surface.timestamp(),
         ]
 
 

@@ -1,5 +1,6 @@
 """The gateway's process: one event loop, on the address of the settings, until SIGTERM or SIGINT."""
 
+import gc
 import signal
 import sys
 from contextlib import suppress
@@ -16,6 +17,7 @@ from service.auth_keys import NoKeysError, require_keys
 from service.protocol import GatewayProtocol
 
 _PARTING_SECONDS: Final = 5
+_COLLECT_AFTER: Final = 20_000  # new objects: those of a few requests at once, not of each
 
 
 class GatewayServer(uvicorn.Server):
@@ -58,6 +60,8 @@ def main(settings: Settings) -> None:
         raise SystemExit(str(error)) from error
     server = GatewayServer(server_config(settings))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn passes the signal on once it has stopped
+    gc.freeze()  # what was built up to here lives as long as the process: the collector need not look at it again
+    gc.set_threshold(_COLLECT_AFTER)
     with suppress(KeyboardInterrupt):  # the same, for Ctrl-C
         server.run()
     if not server.started:

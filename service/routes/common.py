@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any, Final
 
 import structlog
-from fastapi import Depends, Path
+from fastapi import Depends, Path, Request
 
 from broker.jobs import JobRecord
 from contract.errors import ErrorCode
@@ -13,7 +13,13 @@ from service.auth_keys import Caller
 from service.problems import PROBLEM_TYPE, ProblemError, problem_of
 from service.state import GatewayState
 
-State = Annotated[GatewayState, Depends(GatewayState.of)]
+
+async def _state(request: Request) -> GatewayState:
+    """A coroutine, since FastAPI sends plain functions through a thread."""
+    return GatewayState.of(request)
+
+
+State = Annotated[GatewayState, Depends(_state)]
 JobId = Annotated[str, Path(description="the job's id", examples=["3f2a9c0e5b7d4c1e8a6f0d9b2c4e6a81"])]
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 

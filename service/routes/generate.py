@@ -16,8 +16,9 @@ from service.auth_keys import Caller
 from service.jobs_view import JobView, view_job
 from service.openapi import request_body
 from service.problems import REQUEST_ID_SCOPE_KEY
-from service.routes.common import State, find_job, problems
+from service.routes.common import find_job, problems
 from service.schemas import REQUESTS
+from service.state import GatewayState
 from service.submission import submit
 from service.waiting import seconds_to_wait, wait_for_end
 
@@ -70,12 +71,12 @@ def _endpoint(task: Task) -> Callable[..., Awaitable[JobView]]:
     async def generate(
         request: Request,
         response: Response,
-        state: State,
         caller: Submitter,
         idempotency_key: IdempotencyKey = None,
         prefer: Prefer = (),
         cancel_on_disconnect: CancelOnDisconnect = False,
     ) -> JobView:
+        state = GatewayState.of(request)
         submitted = await _queue(request, state, task, caller, idempotency_key)
         structlog.contextvars.bind_contextvars(job=submitted.job_id)
         if submitted.quota is not None:
@@ -94,7 +95,9 @@ def _endpoint(task: Task) -> Callable[..., Awaitable[JobView]]:
     return generate
 
 
-async def _queue(request: Request, state: State, task: Task, caller: Caller, idempotency_key: str | None) -> Submitted:
+async def _queue(
+    request: Request, state: GatewayState, task: Task, caller: Caller, idempotency_key: str | None
+) -> Submitted:
     """Apart, so that nothing holds the body while its client waits for the job."""
     async with state.bodies.read(request, REQUESTS[task]) as asked:
         return await submit(state, task, asked, caller.key_id, idempotency_key, request.scope[REQUEST_ID_SCOPE_KEY])
