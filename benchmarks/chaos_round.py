@@ -28,6 +28,7 @@ _SETTINGS: Final = {
     "worker_slots": 2,  # so few that jobs still wait when the last fault comes: some strike where a job is taken
     "rate_burst": 10**6, "rate_per_second": 1e6, "max_queue_depth": 10**6, "max_waiting_per_key": 10**6,
 }  # fmt: skip
+_START_SECONDS: Final = 60.0
 _ENDS: Final = ("succeeded", "failed", "cancelled")
 
 
@@ -139,14 +140,19 @@ class Round:
 
 
 def working(supervisor: CrewMember) -> list[int]:
-    """The processes that have loaded their models and still live; waits until there is one."""
-    while True:
+    """The processes that have loaded their models and still live; waits until there is one.
+
+    Raises `TimeoutError` where none comes.
+    """
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
         log = supervisor.log.read_text(errors="replace")
         ready = set(re.findall(r"worker ready .*worker=(\S+)", log))
         started = re.findall(r"worker started .*pid=(\d+) worker=(\S+)", log)
         if alive := [int(pid) for pid, name in started if name in ready and Path(f"/proc/{pid}").exists()]:
             return alive
         time.sleep(0.05)
+    raise TimeoutError(f"no worker was ready within {_START_SECONDS:g} s:\n{log[-2000:]}")
 
 
 def _count(counters: Mapping[str, int], metric: metrics.Metric) -> int:

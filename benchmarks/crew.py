@@ -66,7 +66,9 @@ class Crew:
         self.valkey = EmbeddedValkey(folder / "valkey")
         self._command = tuple(command)
         self._environment = dict(environment or {})
-        self._chosen = {"store_url": f"file:{folder / 'store'}", "worker_threads": 1, **settings}
+        self._chosen = {
+            "store_url": f"file:{folder / 'store'}", "worker_threads": 1, "log_format": "text", **settings,
+        }  # fmt: skip
         self._members: list[CrewMember] = []
 
     def __enter__(self) -> Self:
@@ -104,7 +106,7 @@ class Crew:
         """That many workers under one supervisor; `healthy_seconds` is `Supervisor`'s."""
         program = (
             "import sys; from contract.settings import Settings; from contract.log import configure_log; "
-            f"from {Supervisor.__module__} import Supervisor; configure_log(); "
+            f"from {Supervisor.__module__} import Supervisor; configure_log('text'); "
             f"supervisor = Supervisor(Settings(), {('cpu',) * workers!r}, {self._command!r}, {healthy_seconds!r}); "
             "sys.exit(not supervisor.run())"
         )
