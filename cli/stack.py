@@ -64,6 +64,10 @@ class Stack:
         valkey = {"valkey": self._valkey.pid} if self._valkey.pid else {}
         return valkey | {name: process.pid for name, process in self._parts.items()}
 
+    @property
+    def redis_url(self) -> str:
+        return self._valkey.url
+
     def stop(self) -> None:
         """Worker first, queue last, so that what runs can still be handed back. A second Ctrl-C waits for this."""
         with _signals_ignored():

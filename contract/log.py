@@ -1,14 +1,23 @@
 """How every process writes its log: to standard output, one JSON object per line, or lines for people on a terminal."""
 
+import json
 import logging
 import sys
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import structlog
 from structlog.types import Processor
 
 LogFormat = Literal["auto", "json", "text"]
 _CHATTY: Final = ("uvicorn",)  # servers that tell of start and stop; libraries are heard from warnings on
+
+
+_encode: Final = json.JSONEncoder(default=repr).encode
+
+
+def _as_json(line: Any, **_: Any) -> str:
+    """`json.dumps` would make an encoder for every line."""
+    return _encode(line)
 
 
 def configure_log(form: LogFormat = "auto") -> None:
@@ -25,7 +34,7 @@ def configure_log(form: LogFormat = "auto") -> None:
     rendered: list[Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback)]
         if as_text
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_as_json)]
     )
     structlog.configure(
         processors=[*facts, structlog.processors.StackInfoRenderer(), structlog.dev.set_exc_info, *rendered],
