@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from cli import options
 from cli.client import DarkroomClient, Job
@@ -25,7 +25,7 @@ def list_jobs(
     """The newest jobs first."""
     with friendly_errors(), DarkroomClient(url, api_key) as client:
         page = client.jobs(status, limit)
-    table = Table("id", "task", "model", "status", "created", "prompt")
+    table = Table(Column("id", no_wrap=True), "task", "model", "status", "created", "prompt")
     for job in (Job.model_validate(entry) for entry in page["data"]):
         prompt = str(job.request.get("prompt", ""))
         table.add_row(job.id, job.task.value, job.model, job.status.value, job.created_at, prompt)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from redis import Redis
-from rich.table import Table
+from rich.table import Column, Table
 
 from broker.api_keys import ApiKey, Scope, create_key, limit_key, list_keys, revoke_key
 from broker.connection import REDIS_UNAVAILABLE, connect
@@ -67,7 +67,7 @@ def list_all(
     """The keys by their ids, the oldest first. Ids stand in logs and with admins' lists of jobs."""
     with _connected(redis_url) as connection:
         known = list_keys(connection)
-    table = Table("id", "name", "scopes", "limits", "created", *(["revoked"] if revoked else []))
+    table = Table(Column("id", no_wrap=True), "name", "scopes", "limits", "created", *(["revoked"] if revoked else []))
     for key in known:
         if revoked or key.revoked_at is None:
             row = [key.id, key.name, _listed(key.scopes), _limits(key), _time(key.created_at)]

@@ -1,5 +1,6 @@
 """Real servers for every test: one Valkey per session, flushed per test, and a local store in a temporary folder."""
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from broker.embedded import EmbeddedValkey
 from contract.settings import Settings
 from contract.spec import JobSpec, Task
 from training.data.sprites import FontMissingError
+
+# Where the process that starts test processes has read a line from a terminal, they find its width here, and rich takes
+# that for good.
+os.environ.pop("COLUMNS", None)
 
 
 @pytest.hookimpl(wrapper=True)

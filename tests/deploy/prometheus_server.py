@@ -14,6 +14,7 @@ from broker.embedded import free_port
 from tests.deploy.queries import DEPLOY, program
 
 _SECONDS: Final = 60.0
+_SCRAPES: Final = 20
 Sample = tuple[dict[str, str], float]
 
 
@@ -69,13 +70,15 @@ class PrometheusServer:
         return answer.json()["data"]
 
     def wait_for_scrapes(self) -> float:
-        """Until every target has been scraped after this call. Returns a time at which all of that is there."""
+        """Until every target has been scraped after this call, and often enough that extrapolation adds little to an
+        increase. Returns a time at which all of that is there."""
         asked = time.time()
         while True:
             assert time.time() < asked + _SECONDS, (self._folder / "prometheus.log").read_text()
             now = time.time()
             try:
-                scraped = self.query("timestamp(up) and up == 1", now)
+                often = f"count_over_time(up[10m]) >= {_SCRAPES}"
+                scraped = self.query(f"timestamp(up) and up == 1 and {often}", now)
             except httpx.HTTPError:  # it starts
                 scraped = []
             if len(scraped) == len(self._targets) and all(at > asked for _, at in scraped):
