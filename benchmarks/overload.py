@@ -35,6 +35,7 @@ NAME: Final = "bench-overload"
 QUEUE_DEPTH: Final = 100
 _MIB: Final = 2**20
 _SAMPLE_SECONDS: Final = 0.5
+_IDLE_SECONDS: Final = 3.0
 _DRAIN_SECONDS: Final = 120.0
 _PARTS: Final = ("gateway", "valkey")
 
@@ -66,18 +67,19 @@ class Load:
     def __init__(self, url: str, request: bytes) -> None:
         self._url = url
         self._request = request
-        self._free: list[Connection] = []
+        self._free: list[tuple[Connection, float]] = []  # and since when
         self.connections = 0
 
     async def send(self, answers: Answers, due: float) -> None:
+        begun = min(due, time.perf_counter())  # timers may be a little early
         try:
-            connection = self._free.pop() if self._free else await self._open()
+            connection = await self._connection()
             answer = await connection.send(self._request)
         except (OSError, TimeoutError) as error:
             answers.wrong[repr(error)] += 1
             return
-        answers.add(answer, time.perf_counter() - due)
-        self._free.append(connection)
+        answers.add(answer, time.perf_counter() - begun)
+        self._free.append((connection, time.perf_counter()))
 
     async def at_rate(self, per_second: float, seconds: float) -> Answers:
         answers, begun = Answers(), time.perf_counter()
@@ -90,10 +92,18 @@ class Load:
         return answers
 
     def close(self) -> None:
-        for connection in self._free:
+        for connection, _ in self._free:
             connection.close()
 
-    async def _open(self) -> Connection:
+    async def _connection(self) -> Connection:
+        """The one that was used last, if the server keeps it open for sure: it closes those that idle for 5 s."""
+        if self._free:
+            connection, since = self._free.pop()
+            if time.perf_counter() - since < _IDLE_SECONDS:
+                return connection
+            for idle, _ in (*self._free, (connection, since)):  # these have been idle for even longer
+                idle.close()
+            self._free.clear()
         self.connections += 1
         return await Connection.open(self._url)
 
@@ -230,6 +240,15 @@ def _latencies(seconds: Sequence[float]) -> str:
     return f"{1000 * points[49]:.1f} / {1000 * points[98]:.1f}"
 
 
+def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """What is kept of tens of thousands of latencies."""
+    if len(seconds) < 2:
+        return {"count": len(seconds)}
+    points = statistics.quantiles(seconds, n=100)
+    kept = {f"p{share}": points[share - 1] for share in (1, 10, 25, 50, 75, 90, 95, 99)}
+    return {"count": len(seconds), **kept, "longest": max(seconds)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--times", type=float, default=10.0, help="the capacity")
@@ -241,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures = measure(options.times, options.seconds, options.steps)
     if options.note:
         figures["conditions"]["note"] = options.note
-    publish(NAME, figures, as_table(figures), options.out)
+    shares = {name: _percentiles(figures[name]) for name in ("accepted", "refused")}
+    publish(NAME, figures | shares, as_table(figures), options.out)
     unfinished = set(figures["ends"]) - {status.value for status in JobStatus if status.ended}
     if figures["wrong"] or unfinished:
         raise SystemExit(f"promises were broken: {figures['wrong']} {sorted(unfinished)}")

@@ -51,7 +51,7 @@ async def test_a_stopping_server_lets_nobody_hang(
 
     async def follow(http: httpx.AsyncClient, url: str) -> list[str]:
         async with http.stream("GET", url) as response:
-            return [line async for line in response.aiter_lines() if line.startswith("event:")]
+            return [line async for line in response.aiter_lines() if line.startswith(("event:", "retry:"))]
 
     async with httpx.AsyncClient(timeout=20) as http:
         async with serving(settings) as url:
@@ -62,7 +62,7 @@ async def test_a_stopping_server_lets_nobody_hang(
             )
             waiting = asyncio.create_task(held_back)
             await asyncio.sleep(0.3)
-        assert await following == ["event: queued"]
+        assert await following == ["event: queued", "retry: 1000"]  # told to come back soon
         answer = await waiting
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
     assert len(worker.take(8)) == 2
