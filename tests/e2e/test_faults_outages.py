@@ -129,8 +129,8 @@ async def test_a_frozen_worker_wakes_after_its_lease(make_crew: MakeCrew, make_s
         for spec in specs:
             await gateway.submit(spec)
         await until(gateway, specs[0], "progress")
-        frozen = next(worker for worker in workers if worker.said(f'"job": "{specs[0].id}"'))
-        theirs = [spec for spec in specs if frozen.said(f'"job": "{spec.id}"')]
+        frozen = next(worker for worker in workers if worker.said(f"job={specs[0].id} "))
+        theirs = [spec for spec in specs if frozen.said(f"job={spec.id} ")]
         frozen.send(signal.SIGSTOP)
         records = [await ended(gateway, spec) for spec in specs]
         for spec, record in zip(specs, records, strict=True):
