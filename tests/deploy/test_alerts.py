@@ -217,6 +217,7 @@ def check(folder: Path, *tests: tuple[Series, dict[str, Any]], step: str = "1m")
     """Tests of promtool's, each of some series, over all our rules."""
     document = {
         "rule_files": [str(RULES / "rules.yml"), str(RULES / "alerts.yml")],
+        "group_eval_order": ["darkroom-figures", "darkroom-alerts"],  # else side by side: alerts may read old figures
         "evaluation_interval": step,
         "tests": [
             {"interval": step, "input_series": [{"series": name, "values": one[name]} for name in one], **expected}
