@@ -4,7 +4,6 @@ The first part of `make bench-engine`. Two threads; all ways take turns, figures
 forward, guidance and the DDIM update, as each side's own pipeline does them.
 """
 
-import argparse
 import importlib
 import tempfile
 import time
@@ -16,7 +15,7 @@ from typing import Any, Final
 import torch
 from transformers import CLIPTextConfig, CLIPTokenizer
 
-from benchmarks.report import FOLDER, conditions, interleaved, medians, publish, table
+from benchmarks.report import FOLDER, conditions, interleaved, measure_rounds, medians, table
 from models.autoencoder import Autoencoder
 from models.config import AutoencoderConfig, ScheduleConfig, UNetConfig
 from models.latent_diffusion import LatentDiffusion
@@ -274,12 +273,7 @@ def as_table(figures: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog=NAME, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets results/ and RESULTS.md")
-    options = parser.parse_args(arguments)
-    figures = measure(options.rounds)
-    publish(NAME, figures, as_table(figures), options.out)
+    measure_rounds(NAME, __doc__, 11, measure, as_table, arguments)
 
 
 if __name__ == "__main__":

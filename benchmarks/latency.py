@@ -3,7 +3,6 @@
 `make bench-latency`. 128x128, 20 guided steps, two threads; the rounds are interleaved, figures are medians.
 """
 
-import argparse
 import importlib
 import tempfile
 import time
@@ -14,7 +13,7 @@ from typing import Any, Final
 import torch
 from PIL import Image
 
-from benchmarks.report import FOLDER, conditions, interleaved, medians, publish, table
+from benchmarks.report import FOLDER, conditions, interleaved, measure_rounds, medians, table
 from cli.client import DarkroomClient
 from cli.server import SHIPPED_MODELS
 from cli.stack import Stack, StackConfig
@@ -119,12 +118,7 @@ def as_table(figures: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog=NAME, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets results/ and RESULTS.md")
-    options = parser.parse_args(arguments)
-    figures = measure(options.rounds)
-    publish(NAME, figures, as_table(figures), options.out)
+    measure_rounds(NAME, __doc__, 9, measure, as_table, arguments)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,16 @@
 the usual kinds: on all attention projections, and on every linear and convolution of the transformers and res-blocks.
 """
 
-import argparse
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import nn
 
 from benchmarks.engine import SHIPPED, THREADS, Case, random_model, shipped
-from benchmarks.report import FOLDER, conditions, interleaved, medians, publish, table
+from benchmarks.report import conditions, interleaved, measure_rounds, medians, table
 from models.lora import Adapter, LowRank
 from models.tasks import PictureRequest
 from worker.engine import numerics, runner
@@ -109,12 +107,7 @@ def as_table(figures: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog=NAME, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets results/ and RESULTS.md")
-    options = parser.parse_args(arguments)
-    figures = measure(options.rounds)
-    publish(NAME, figures, as_table(figures), options.out)
+    measure_rounds(NAME, __doc__, 21, measure, as_table, arguments)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Each command owns one section of benchmarks/RESULTS.md and one file in benchmarks/results/.
 """
 
+import argparse
 import json
 import platform
 import re
@@ -101,3 +102,20 @@ def with_section(page: str, title: str, body: str) -> str:
     if section not in kept:
         kept.append(section)
     return "\n".join(part.rstrip("\n") + "\n" for part in kept)
+
+
+def measure_rounds(
+    name: str,
+    description: str | None,
+    rounds: int,
+    measure: Callable[[int], dict[str, Any]],
+    as_table: Callable[[dict[str, Any]], str],
+    arguments: Sequence[str] | None,
+) -> None:
+    """The whole command of a benchmark whose figures come of a number of rounds, `rounds` unless `arguments` say so."""
+    parser = argparse.ArgumentParser(prog=name, description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets results/ and RESULTS.md")
+    options = parser.parse_args(arguments)
+    figures = measure(options.rounds)
+    publish(name, figures, as_table(figures), options.out)
