@@ -4,9 +4,10 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
 
 import boto3
 import httpx
@@ -14,9 +15,9 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from broker.embedded import free_port
+from tests.relay import CHUNK, TcpRelay, hang_up
 
 BUCKET: Final = "pictures"
-_CHUNK: Final = 1 << 16
 
 
 class _Quiet(MotoRequestHandler):
@@ -90,17 +91,12 @@ def environment(url: str) -> dict[str, str]:
     }
 
 
-class Relay:
-    """Passes connections on to `url`. Use as a context manager."""
+class Relay(TcpRelay):
+    """Passes connections on to `url`."""
 
     def __init__(self, url: str) -> None:
-        self._server = (str(urlsplit(url).hostname), int(urlsplit(url).port or 80))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        super().__init__(url, usual_port=80)
         self.url = f"http://localhost:{self.port}"
-        self.connections = 0
-        self._sockets: list[socket.socket] = [self._listener]
-        self._threads = [threading.Thread(target=self._accept)]
         self._flowing = threading.Event()
         self._flowing.set()
         self._pause = 0.0
@@ -117,52 +113,25 @@ class Relay:
         """Answers come in single bytes with `pause` seconds between them."""
         self._pause = pause
 
-    def __enter__(self) -> Self:
-        self._threads[0].start()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing.set()
         self._flowing.set()
-        for one in self._sockets:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        for one in self._sockets:
-            one.close()
+        super().__exit__(kind, error, trace)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self._sockets.append(client)
-            try:
-                server = socket.create_connection(self._server)
-            except ConnectionRefusedError:
-                client.shutdown(socket.SHUT_RDWR)
-                continue
-            self._sockets.append(server)
-            self.connections += 1
-            for source, target, held in ((client, server, False), (server, client, True)):
-                thread = threading.Thread(target=self._pass_on, args=(source, target, held))
-                self._threads.append(thread)
-                thread.start()
+    def directions(self, client: socket.socket, server: socket.socket) -> tuple[Callable[[], None], Callable[[], None]]:
+        return partial(self._pass_on, client, server, False), partial(self._pass_on, server, client, True)
 
     def _pass_on(self, source: socket.socket, target: socket.socket, held: bool) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(_CHUNK):
+            while data := source.recv(CHUNK):
                 if held:
                     self._flowing.wait()
                     self._send_slowly(target, data)
                 else:
                     target.sendall(data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
+        hang_up(target)
 
     def _send_slowly(self, target: socket.socket, data: bytes) -> None:
         while data and self._pause and not self._closing.wait(self._pause):
