@@ -163,6 +163,12 @@ class Upsample(nn.Module):
         return out
 
 
+def _label_embedding(classes: int | None, added: int | None, emb: int) -> nn.Module | None:
+    if added is not None:
+        return nn.Sequential(nn.Sequential(nn.Linear(added, emb), nn.SiLU(), nn.Linear(emb, emb)))
+    return None if classes is None else nn.Embedding(classes, emb)
+
+
 class UNetModel(nn.Module):
     """`attention` holds the factors of downsampling that have it; `only_cross` has one entry per level. `heads` is
     their number, else `head_width` their width. A `context` makes transformers of attention, `depth` blocks deep, one
@@ -191,16 +197,15 @@ class UNetModel(nn.Module):
         depths = depth if isinstance(depth, tuple) else (depth,) * len(multiples)
         self.base, emb = base, 4 * base
         self.time_embed = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
-        if classes is not None:
-            self.label_emb: nn.Module = nn.Embedding(classes, emb)
-        if added is not None:
-            self.label_emb = nn.Sequential(nn.Sequential(nn.Linear(added, emb), nn.SiLU(), nn.Linear(emb, emb)))
+        if (embedding := _label_embedding(classes, added, emb)) is not None:
+            self.label_emb = embedding
 
-        def attend(width: int, level: int) -> nn.Module:
+        def attend(width: int, level: int, middle: bool = False) -> nn.Module:
             number = heads or width // head_width
             if context is None:
                 return AttentionBlock(width, number)
-            crosses = only_cross is not None and only_cross[level]
+            # The x4 upscaler's middle has self-attention, whatever its levels have.
+            crosses = only_cross is not None and only_cross[level] and not middle
             return SpatialTransformer(width, context, number, depths[level], linear, crosses)
 
         last = len(multiples) - 1
@@ -219,13 +224,8 @@ class UNetModel(nn.Module):
                 self.input_blocks.append(nn.ModuleList([down]))
                 skips.append(width)
                 factor *= 2
-        # The x4 upscaler's middle has self-attention, whatever its levels have.
-        middle = AttentionBlock(width, heads or width // head_width) if context is None else None
-        middle_attention = middle or SpatialTransformer(
-            width, context or 0, heads or width // head_width, depths[-1], linear, only_cross=False
-        )
         ends = [ResBlock(width, emb, width, scale_shift) for _ in range(2)]
-        self.middle_block = nn.ModuleList([ends[0], middle_attention, ends[1]])
+        self.middle_block = nn.ModuleList([ends[0], attend(width, last, middle=True), ends[1]])
         self.output_blocks = nn.ModuleList()
         for level in range(last, -1, -1):
             for index in range(layers + 1):
