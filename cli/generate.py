@@ -216,9 +216,10 @@ def upscale(
     server: tuple[str, str | None],
     prompt: options.Prompt = "",
     output: options.Output = None,
+    noise_level: options.NoiseLevel = None,
 ) -> None:
     """Make a small picture larger, four times each way with the shipped model; a prompt may help.
 
     Example: darkroom upscale small.png -o large.png
     """
-    _run(server, Task.UPSCALE, given(prompt=prompt) | request, output, image=image)
+    _run(server, Task.UPSCALE, given(prompt=prompt, noise_level=noise_level) | request, output, image=image)

@@ -110,6 +110,14 @@ Strength = Annotated[
     float | None,
     typer.Option("--strength", help="0 to 1: how far to depart from the picture.", rich_help_panel=_GENERATION),
 ]
+NoiseLevel = Annotated[
+    int | None,
+    typer.Option(
+        "--noise-level",
+        help="Noise put on the picture first: 0 keeps to it, more leaves more to the model.",
+        rich_help_panel=_GENERATION,
+    ),
+]
 Loras = Annotated[
     list[str] | None,
     typer.Option("--lora", help="NAME or NAME=WEIGHT; may be given again.", rich_help_panel=_GENERATION),

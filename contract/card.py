@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from contract.spec import Document, Name, Pixels, Task
+from contract.spec import MAX_NOISE_LEVEL, Document, Name, Pixels, Task
 
 
 class Vocabulary(Document):
@@ -42,7 +42,7 @@ class ModelCard(Document):
     default_strength: float = Field(default=0.8, gt=0.0, le=1.0)
     upscale_factor: int | None = Field(default=None, ge=2)
     default_noise_level: int | None = Field(default=None, ge=0, description="upscale: noise added to the small picture")
-    max_noise_level: int | None = Field(default=None, ge=0)
+    max_noise_level: int | None = Field(default=None, ge=0, le=MAX_NOISE_LEVEL)
     max_tokens: int = Field(default=77, ge=1, description="prompt tokens read, markers included; the rest is cut")
     classes: int | None = Field(default=None, ge=1)
     max_objects: int | None = Field(default=None, ge=1, description="of a layout")
@@ -59,6 +59,15 @@ class ModelCard(Document):
                 )
         if (Task.UPSCALE in self.tasks) != (self.upscale_factor is not None):
             raise ValueError("upscale_factor is set exactly when the tasks include upscale")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_levels_fit(self) -> Self:
+        default, most = self.default_noise_level, self.max_noise_level
+        if (default is None) != (most is None) or (most is not None and self.upscale_factor is None):
+            raise ValueError("default_noise_level and max_noise_level go together, for models that upscale alone")
+        if default is not None and most is not None and default > most:
+            raise ValueError(f"default_noise_level {default}: expected at most max_noise_level, {most}")
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from contract.errors import ErrorCode
 
 SPEC_MAJOR: Final = 1
 MAX_SEED: Final = 2**63 - 1
+MAX_NOISE_LEVEL: Final = 999
 MAX_OBJECTS: Final = 100
 """Of any layout; published models take 30."""
 
@@ -141,7 +142,8 @@ class JobSpec(Document):
     `prompt`, `class_label`, `layout` and the input "semantic_map" say what is in it, each to its kind of model. Picture
     i uses seed `(seed + i) mod 2**63`. `inputs` maps "image", "mask" and "semantic_map" to store keys of PNG files (the
     mask is 8-bit grey, white = repaint, of the image's size; the map is 8-bit grey, a pixel's value is its class).
-    `strength` in (0, 1] is the share of the schedule that img2img and inpaint run. `created_at` is Unix time in
+    `strength` in (0, 1] is the share of the schedule that img2img and inpaint run. `noise_level` is the timestep to
+    which upscaling noises the small picture, None for models that take it as it is. `created_at` is Unix time in
     seconds; `deadline_seconds` counts from there to the end of the job.
     `request_id` is that of the request that made the job, for logs.
     """
@@ -161,7 +163,7 @@ class JobSpec(Document):
     n: int = Field(default=1, ge=1, le=64)
     sampler: Sampler = Sampler.DDIM
     strength: float = Field(default=1.0, gt=0.0, le=1.0)
-    noise_level: int | None = Field(default=None, ge=0, le=999)
+    noise_level: int | None = Field(default=None, ge=0, le=MAX_NOISE_LEVEL)
     class_label: int | None = Field(default=None, ge=0)
     layout: tuple[LayoutObject, ...] = Field(default=(), max_length=MAX_OBJECTS)
     loras: tuple[LoraUse, ...] = ()

@@ -77,5 +77,6 @@ EXAMPLES: Final[dict[Task, dict[str, dict[str, Any]]]] = {
     Task.UPSCALE: {
         "enlarge": _example("Nothing but a picture", image=_SMALL),
         "with-prompt": _example("A prompt may help", image=_SMALL, prompt="an orange disc", output_format="jpeg"),
+        "noise": _example("A poor picture, of which the model may make more", image=_SMALL, noise_level=100),
     },
 }

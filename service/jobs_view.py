@@ -13,7 +13,8 @@ from service.problems import Problem, problem_of_job
 from service.state import GatewayState
 
 # Not part of what the client asked for, or told elsewhere in the job.
-_NOT_REQUEST: Final = {"version", "id", "task", "inputs", "created_at", "api_key_id", "noise_level", "request_id"}
+_NOT_REQUEST: Final = {"version", "id", "task", "inputs", "created_at", "api_key_id", "request_id"}
+_ONLY_IF_GIVEN: Final = ("prompt", "class_label", "layout", "noise_level")
 
 
 class ProgressView(BaseModel):
@@ -107,7 +108,7 @@ def _request_of(spec: JobSpec) -> dict[str, Any]:
         left_out |= {"width", "height"}  # they follow from the picture
     if spec.task not in (Task.IMG2IMG, Task.INPAINT):
         left_out.add("strength")
-    left_out |= {field for field in ("prompt", "class_label", "layout") if getattr(spec, field) in ("", None, ())}
+    left_out |= {field for field in _ONLY_IF_GIVEN if getattr(spec, field) in ("", None, ())}
     return spec.model_dump(mode="json", exclude=left_out)
 
 

@@ -63,6 +63,7 @@ def check_limits(task: Task, request: PictureRequest, card: ModelCard, settings:
             faults.append(_wrong(field, f"expected at most {most} on this server; got {asked}"))
     if request.eta and request.sampler is not Sampler.DDIM:
         faults.append(_wrong("eta", f"belongs to ddim; expected 0 with {request.sampler}; got {request.eta:g}"))
+    faults += _noise_faults(request, card)
     for index, lora in enumerate(request.loras):
         if lora.name not in card.loras:
             known = ", ".join(card.loras) or "none, it has no adapters"
@@ -81,6 +82,17 @@ def check_limits(task: Task, request: PictureRequest, card: ModelCard, settings:
         faults.append(_wrong("width", detail))
     if faults:
         raise ProblemError(ErrorCode.VALIDATION_FAILED, "nothing was queued", faults)
+
+
+def _noise_faults(request: PictureRequest, card: ModelCard) -> list[FieldError]:
+    asked: int | None = getattr(request, "noise_level", None)
+    if asked is None:
+        return []
+    if card.max_noise_level is None:
+        return [_wrong("noise_level", f"is of no use to {card.name}, which takes the picture as it is; leave it out")]
+    if asked > card.max_noise_level:
+        return [_wrong("noise_level", f"expected 0 to {card.max_noise_level} for {card.name}; got {asked}")]
+    return []
 
 
 def _asked_pixels(request: PictureRequest, card: ModelCard) -> int:

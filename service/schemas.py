@@ -7,7 +7,17 @@ from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from contract.spec import MAX_OBJECTS, MAX_SEED, LayoutObject, LoraUse, OutputFormat, Priority, Sampler, Task
+from contract.spec import (
+    MAX_NOISE_LEVEL,
+    MAX_OBJECTS,
+    MAX_SEED,
+    LayoutObject,
+    LoraUse,
+    OutputFormat,
+    Priority,
+    Sampler,
+    Task,
+)
 
 MIN_SIDE: Final = 8
 MAX_SIDE: Final = 16384
@@ -181,6 +191,14 @@ class Upscale(PictureRequest):
 
     prompt: Text = Field(default="", description="may say what the picture shows")
     image: SmallImage
+    noise_level: MaybeWhole = Field(
+        default=None,
+        ge=0,
+        le=MAX_NOISE_LEVEL,
+        description="noise that hides the picture's faults before it is enlarged: 0 keeps to every pixel, more leaves "
+        "more to the model; at most `max_noise_level` in GET /v1/models, only for models that have one; default: the "
+        "model's",
+    )
 
 
 REQUESTS: Final[dict[Task, type[PictureRequest]]] = {

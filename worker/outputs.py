@@ -33,6 +33,8 @@ def parameters_text(spec: JobSpec, index: int, digest: str) -> str:
         values["Eta"] = f"{spec.eta:g}"
     if spec.task in (Task.IMG2IMG, Task.INPAINT):
         values["Denoising strength"] = f"{spec.strength:g}"
+    if spec.noise_level is not None:
+        values["Noise level"] = spec.noise_level
     adapters = [f"<lora:{lora.name}:{lora.weight:g}>" for lora in spec.loras]
     lines = [" ".join([spec.prompt, *adapters] if spec.prompt else adapters)]
     if spec.negative_prompt:

@@ -34,6 +34,8 @@ class ModelView(BaseModel):
     default_guidance: dict[Task, float]
     default_strength: float = Field(description="of img2img")
     upscale_factor: int | None
+    default_noise_level: int | None = Field(description="of upscale; null: the model takes no `noise_level`")
+    max_noise_level: int | None
     max_tokens: int = Field(description="prompt tokens read; a longer prompt is cut, with a warning")
     classes: int | None = Field(description="number of labels, counted from 0, of a model that takes any")
     max_objects: int | None = Field(description="of a layout")

@@ -69,6 +69,7 @@ def write_model(folder: Path, tasks: tuple[Task, ...]) -> Path:
         default_guidance=dict.fromkeys(tasks, 2.0),
         upscale_factor=4 if upscales else None,
         default_noise_level=10 if upscales else None,
+        max_noise_level=350 if upscales else None,
     )
     (folder / "card.json").write_text(card.model_dump_json())
     return folder

@@ -84,11 +84,14 @@ def test_pictures_in_pictures_out(stack: Stack, tmp_path: Path) -> None:
     half.save(mask)
     run(stack, "img2img", image, "a pizza", "--strength", "0.5", "-o", tmp_path / "img2img.png")
     run(stack, "inpaint", image, mask, "a pizza", "-o", tmp_path / "inpaint.png")
-    run(stack, "upscale", picture(tmp_path / "small.png", (16, 16)), "-o", tmp_path / "large.png")
+    small = picture(tmp_path / "small.png", (16, 16))
+    run(stack, "upscale", small, "--noise-level", "300", "-o", tmp_path / "large.png")
     assert opened(tmp_path / "img2img.png").size == (64, 64)
     kept = (32, 0, 64, 64)
     assert opened(tmp_path / "inpaint.png").crop(kept).tobytes() == opened(image).crop(kept).tobytes()
-    assert opened(tmp_path / "large.png").size == (64, 64)
+    large = opened(tmp_path / "large.png")
+    assert large.size == (64, 64)
+    assert "Noise level: 300" in large.info["parameters"]
 
 
 def test_unknown_words_are_told(stack: Stack, tmp_path: Path) -> None:

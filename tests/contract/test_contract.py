@@ -136,6 +136,28 @@ def test_a_card_covers_its_tasks() -> None:
         card(upscale_factor=None)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"default_noise_level": 20}, "go together"),
+        ({"max_noise_level": 350}, "go together"),
+        ({"default_noise_level": 21, "max_noise_level": 20}, "at most max_noise_level, 20"),
+        ({"default_noise_level": 0, "max_noise_level": 1000}, "less than or equal to 999"),
+        (
+            {
+                "tasks": ["txt2img"], "default_steps": {"txt2img": 4}, "default_guidance": {"txt2img": 1.0},
+                "upscale_factor": None, "default_noise_level": 0, "max_noise_level": 9,
+            },
+            "that upscale alone",
+        ),
+    ],
+)  # fmt: skip
+def test_noise_levels_of_a_card(changes: dict[str, Any], words: str) -> None:
+    assert card(default_noise_level=20, max_noise_level=20).max_noise_level == 20
+    with pytest.raises(ValidationError, match=words):
+        card(**changes)
+
+
 def test_error_codes_carry_status_and_summary() -> None:
     assert JobError(code="queue_full", detail="").code is ErrorCode.QUEUE_FULL
     assert len({code.value for code in ErrorCode}) == len(ErrorCode)

@@ -49,8 +49,7 @@ X4 = ModelCard(
     default_noise_level=20,
     max_noise_level=350,
 )
-
-
+PLAIN_X4 = X4.model_copy(update={"name": "plain-x4", "default_noise_level": None, "max_noise_level": None})
 CLASSES = ModelCard(
     name="imagenet",
     tasks=(Task.TXT2IMG, Task.IMG2IMG),
@@ -111,7 +110,7 @@ async def client(url: str) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def worker(settings: Settings) -> Iterator[WorkerBroker]:
     """Registered, so that the models are known; it does nothing by itself."""
-    broker = WorkerBroker(settings, [SMALL, X4, CLASSES, LAYOUT, SEMANTIC, FACES], slots=8)
+    broker = WorkerBroker(settings, [SMALL, X4, PLAIN_X4, CLASSES, LAYOUT, SEMANTIC, FACES], slots=8)
     broker.register()
     yield broker
     broker.close()

@@ -84,6 +84,11 @@ def inpaint(words: str, code: str = "validation_failed", **fields: Any) -> Case:
     return Case({"prompt": PROMPT, "image": IMAGE} | fields, "/mask", words, "inpaint", 422, code)
 
 
+def noise(level: Any, words: str, **fields: Any) -> Case:
+    body = {"image": IMAGE, "noise_level": level} | fields
+    return Case(body, "/noise_level", words, "upscale")
+
+
 def lora(field: str, words: str, **adapter: Any) -> Case:
     return Case({"prompt": PROMPT, "loras": [adapter]}, f"/loras/0/{field}", words)
 
@@ -111,6 +116,12 @@ CASES = {
     "eta of another sampler": Case({"prompt": PROMPT, "eta": 0.5, "sampler": "euler"}, "/eta", "belongs to ddim"),
     "lora unknown": lora("name", "expected one of: none", name="film"),
     "lora weight": lora("weight", "equal to 4", name="film", weight=9),
+    "noise above the model's": noise(351, "expected 0 to 350 for darkroom-small-x4; got 351"),
+    "noise above all": noise(1000, "equal to 999; got 1000"),
+    "noise below 0": noise(-1, "equal to 0; got -1"),
+    "noise in between": noise(1.5, "valid integer"),
+    "noise of a model without": noise(0, "of no use to plain-x4, which takes the picture as it is", model="plain-x4"),
+    "noise of another task": Case({"prompt": PROMPT, "noise_level": 3}, "/noise_level", "unknown field"),
     "unknown field": Case({"prompt": PROMPT, "step": 5}, "/step", "did you mean steps?"),
     "odd field name": Case({"prompt": PROMPT, "a/b~c": 5}, "/a~1b~0c", "unknown field"),
     "field of another task": Case({"prompt": PROMPT, "image": IMAGE}, "/image", "unknown field"),

@@ -170,6 +170,7 @@ async def test_models_tell_what_they_take(client: httpx.AsyncClient, worker: Wor
     assert told == {
         "darkroom-small": ("text", None, None),
         "darkroom-small-x4": ("text", None, None),
+        "plain-x4": ("text", None, None),
         "imagenet": ("class", 1000, None),
         "layout": ("layout", 20, 3),
         "semantic": ("semantic", 182, None),

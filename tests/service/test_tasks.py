@@ -119,7 +119,36 @@ async def test_upscale_multiplies_the_size(client: httpx.AsyncClient, worker: Wo
     assert answer.status_code == 202, answer.text
     spec = take_one(worker)
     assert (spec.model, spec.width, spec.height, spec.prompt) == ("darkroom-small-x4", 200, 148, "")
-    assert (spec.steps, spec.guidance_scale, spec.noise_level) == (10, 1.0, 20)
+    assert (spec.steps, spec.guidance_scale) == (10, 1.0)
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, 20), (0, 0), (350, 350), (7.0, 7)])
+async def test_the_noise_level_of_an_upscaler(
+    client: httpx.AsyncClient, worker: WorkerBroker, asked: float | None, used: int
+) -> None:
+    picture = {"image": text(png(16, 16))}
+    given = {} if asked is None else {"noise_level": asked}
+    job = (await client.post("/v1/upscale", json=given | picture)).raise_for_status().json()
+    spec = take_one(worker)
+    assert spec.noise_level == job["request"]["noise_level"] == used
+    again = await client.post("/v1/upscale", json=job["request"] | picture)
+    assert again.json()["request"] == job["request"]
+    listed = (await client.get("/v1/jobs")).json()["data"]
+    assert [one["request"]["noise_level"] for one in listed] == [used, used]
+
+
+async def test_only_where_it_means_something_a_noise_level_is_told(
+    client: httpx.AsyncClient, worker: WorkerBroker
+) -> None:
+    picture = {"image": text(png(16, 16)), "model": "plain-x4"}
+    for task, body in (("txt2img", {"prompt": PROMPT}), ("upscale", picture)):
+        job = (await client.post(f"/v1/{task}", json=body)).raise_for_status().json()
+        assert "noise_level" not in job["request"]
+        assert take_one(worker).noise_level is None
+    models = {model["id"]: model for model in (await client.get("/v1/models")).json()["data"]}
+    levels = {name: (one["default_noise_level"], one["max_noise_level"]) for name, one in models.items()}
+    assert levels["darkroom-small-x4"] == (20, 350)
+    assert {level for name, level in levels.items() if name != "darkroom-small-x4"} == {(None, None)}
 
 
 async def test_the_request_of_a_job_makes_the_same_job_again(client: httpx.AsyncClient, worker: WorkerBroker) -> None:

@@ -34,6 +34,8 @@ def test_parameters_text(make_spec: MakeSpec) -> None:
         "a cat\nNegative prompt: dog\nSteps: 4, Sampler: DDIM, CFG scale: 2.5, Seed: 7, Size: 64x64, Model: tiny, "
         "Eta: 0.5, Denoising strength: 0.75"
     )
+    noised = make_spec(task="upscale", inputs=inputs, prompt="", noise_level=0)
+    assert parameters_text(noised, 0, "").endswith("Model: tiny, Noise level: 0")
     styled = make_spec(prompt="a cat", loras=[{"name": "film", "weight": 0.8}, {"name": "neon"}])
     assert parameters_text(styled, 0, "").startswith("a cat <lora:film:0.8> <lora:neon:1>\nSteps: 4")
     wordless = styled.model_copy(update={"prompt": "", "class_label": 3})
