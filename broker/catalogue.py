@@ -4,7 +4,7 @@ A known model without a live worker still takes jobs, so that workers can be sta
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from pydantic import Field
 from redis import Redis
@@ -12,16 +12,22 @@ from redis.asyncio import Redis as AsyncRedis
 
 from broker import rq_surface
 from broker.connection import text
+from broker.refusals import LUA_EVEN_IF_FULL
 from contract import keys
 from contract.card import ModelCard
 from contract.spec import Document, Name
 
-# KEYS: workers, worker; ARGV: name, seconds, document.
-_BEAT: Final = """
+# KEYS: workers, worker; ARGV: name, seconds, document. Forgets the workers that have fallen silent.
+_BEAT: Final = (
+    LUA_EVEN_IF_FULL
+    + """
 local clock = redis.call('TIME')
-redis.call('ZADD', KEYS[1], string.format('%.3f', clock[1] + clock[2] / 1000000 + tonumber(ARGV[2])), ARGV[1])
+local now = clock[1] + clock[2] / 1000000
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+redis.call('ZADD', KEYS[1], string.format('%.3f', now + tonumber(ARGV[2])), ARGV[1])
 redis.call('SET', KEYS[2], ARGV[3], 'EX', math.ceil(tonumber(ARGV[2])))
 """
+)
 
 
 class LiveWorker(Document):
@@ -62,9 +68,9 @@ async def read_cards(connection: AsyncRedis) -> list[ModelCard]:
 
 
 async def read_workers(connection: AsyncRedis) -> list[LiveWorker]:
-    """Workers whose last heartbeat is younger than a lease; forgets the others."""
+    """Workers whose last heartbeat is younger than a lease."""
     seconds, microseconds = await connection.time()
-    await connection.zremrangebyscore(keys.workers(), "-inf", seconds + microseconds / 1e6)
-    names = [text(name) for name in await connection.zrange(keys.workers(), 0, -1)]  # type: ignore[arg-type]
+    living: Any = await connection.zrangebyscore(keys.workers(), seconds + microseconds / 1e6, "+inf")
+    names = [text(name) for name in living]
     documents = await connection.mget([keys.worker(name) for name in names]) if names else []
     return [LiveWorker.model_validate_json(document) for document in documents if document]

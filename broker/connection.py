@@ -7,17 +7,19 @@ from redis.asyncio import BlockingConnectionPool as AsyncBlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import BusyLoadingError, MaxConnectionsError, ReadOnlyError
+from redis.exceptions import BusyLoadingError, MaxConnectionsError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-# Catch these to answer that Redis is away; any other RedisError is a defect of ours.
+from broker.refusals import AsyncRefusalParser, RefusalParser, WritesRefusedError
+
+# Catch these to answer that Redis is away, or takes no writes; any other RedisError is a defect of ours.
 REDIS_UNAVAILABLE: Final = (
     RedisConnectionError,
     RedisTimeoutError,
     BusyLoadingError,
-    ReadOnlyError,
+    WritesRefusedError,
     MaxConnectionsError,
 )
 
@@ -30,13 +32,15 @@ _RETRIES: Final = 4  # about a second in all; a repeated command may run twice, 
 def connect(url: str) -> Redis:
     """A thread-safe client; connects at first use. `from_url` of redis-py would retry nothing."""
     retry = Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), _RETRIES)
-    return Redis.from_pool(BlockingConnectionPool.from_url(url, retry=retry, **_options()))
+    return Redis.from_pool(BlockingConnectionPool.from_url(url, retry=retry, parser_class=RefusalParser, **_options()))
 
 
 def connect_async(url: str) -> AsyncRedis:
     """The same for one event loop; blocking reads must stay shorter than `_ANSWER_SECONDS`."""
     retry = AsyncRetry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), _RETRIES)
-    return AsyncRedis.from_pool(AsyncBlockingConnectionPool.from_url(url, retry=retry, **_options()))
+    return AsyncRedis.from_pool(
+        AsyncBlockingConnectionPool.from_url(url, retry=retry, parser_class=AsyncRefusalParser, **_options())
+    )
 
 
 def _options() -> dict[str, Any]:

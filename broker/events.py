@@ -7,6 +7,7 @@ from redis import Redis
 from redis.typing import EncodableT
 
 from broker.connection import text
+from broker.refusals import LUA_EVEN_IF_FULL
 from contract import keys
 from contract.events import TERMINAL_TYPES, JobEvent, parse_event
 
@@ -15,7 +16,9 @@ START: Final = "0-0"
 PREVIEW_SECONDS: Final = 600
 
 # A worker that lost its job must not recreate the stream of a job that has ended.
-_PUBLISH: Final = """
+_PUBLISH: Final = (
+    LUA_EVEN_IF_FULL
+    + """
 local job, events, progress, preview = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 if redis.call('HGET', job, 'execution') ~= ARGV[1] then return 0 end
 redis.call('XADD', events, 'MAXLEN', ARGV[3], '*', 'event', ARGV[2])
@@ -23,6 +26,7 @@ if ARGV[4] ~= '' then redis.call('SET', progress, ARGV[4]) end
 if ARGV[5] ~= '' then redis.call('SET', preview, ARGV[5], 'EX', ARGV[6]) end
 return 1
 """
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from redis.typing import EncodableT
 
 from broker import rq_surface
 from broker.connection import text
+from broker.refusals import LUA_EVEN_IF_FULL
 from contract import keys
 from contract.spec import JobStatus
 
@@ -22,13 +23,17 @@ ANY: Final = "*"
 # KEYS: RQ's job hash, our own. ARGV: status, execution ("*" any), mark, "1" to refuse where a stop is asked, the
 # commands as JSON, and those arguments that JSON cannot hold. The mark tells a repetition of what went through from a
 # late coming: redis-py repeats a call whose answer got lost.
-_RUN: Final = """
+_RUN: Final = (
+    """
 local status = redis.call('HGET', KEYS[1], 'status')
 if not status then return {'refused', ''} end
 local execution, left, stop = unpack(redis.call('HMGET', KEYS[2], 'execution', 'left', 'stop'))
 if ARGV[3] ~= '' and left == ARGV[3] then return {'done', status} end
 if status ~= ARGV[1] or (ARGV[2] ~= '*' and (execution or '') ~= ARGV[2]) then return {'refused', status} end
 if ARGV[4] == '1' and stop then return {'stopped', stop} end
+"""
+    + LUA_EVEN_IF_FULL
+    + """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 for _, command in ipairs(cjson.decode(ARGV[5])) do
@@ -41,6 +46,7 @@ for _, command in ipairs(cjson.decode(ARGV[5])) do
 end
 return {'done', status}
 """
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from redis.asyncio import Redis as AsyncRedis
 from broker import rq_surface
 from broker.connection import REDIS_UNAVAILABLE, text
 from broker.events import MAX_EVENTS, START, StreamedEvent, event_order, parse_entry
+from broker.refusals import LUA_EVEN_IF_FULL
 from contract import keys
 from contract.spec import JobStatus
 
@@ -19,6 +20,15 @@ _BLOCK_MS: Final = 5000
 _GATHER_SECONDS: Final = 0.01
 _RETRY_SECONDS: Final = 0.5
 _WAKE_SECONDS: Final = 60
+
+# KEYS: a hub's own stream; ARGV: job, seconds.
+_WAKE: Final = (
+    LUA_EVEN_IF_FULL
+    + """
+redis.call('XADD', KEYS[1], 'MAXLEN', 1, '*', 'job', ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+"""
+)
 
 # An exception tells a follower that Redis went away while it waited.
 Mailbox = asyncio.Queue[StreamedEvent | Exception]
@@ -96,8 +106,7 @@ class Hub:
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read(), name="darkroom-events-hub")
         else:
-            await self._redis.xadd(self._wake, {"job": job_id}, maxlen=1)
-            await self._redis.expire(self._wake, _WAKE_SECONDS)
+            await self._redis.eval(_WAKE, 1, self._wake, job_id, _WAKE_SECONDS)
 
     def _leave(self, job_id: str, mailbox: Mailbox) -> None:
         self._mailboxes[job_id].discard(mailbox)

@@ -14,6 +14,7 @@ from redis import Redis
 
 from broker import rq_surface
 from broker.connection import redis_time, text
+from broker.refusals import LUA_EVEN_IF_FULL
 from broker.store import Store
 from contract import keys
 from contract.settings import Settings
@@ -21,6 +22,14 @@ from contract.spec import JobSpec, JobStatus
 
 _MOST: Final = 10_000
 _ORPHAN_SECONDS: Final = 3600
+
+# KEYS: lock; ARGV: milliseconds.
+_TURN: Final = (
+    LUA_EVEN_IF_FULL
+    + """
+return redis.call('SET', KEYS[1], 'held', 'NX', 'PX', ARGV[1])
+"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ class Janitor:
     def _turn(self, name: str, seconds: float) -> bool:
         """One process per period; never released, so the period holds across processes."""
         milliseconds = max(1, int(seconds * 900))  # a little short of the period, or every second turn would be missed
-        return bool(self._connection.set(keys.lock(name), "held", nx=True, px=milliseconds))
+        return bool(self._connection.eval(_TURN, 1, keys.lock(name), milliseconds))
 
     def _due(self, key: str, until: float, stop: float) -> Iterator[str]:
         """Jobs by score up to `until`; at least one, and none after `stop` on this machine's monotonic clock."""

@@ -10,6 +10,7 @@ from itsdangerous import Signer
 from redis.asyncio import Redis as AsyncRedis
 
 from broker.connection import REDIS_UNAVAILABLE, text
+from broker.refusals import LUA_EVEN_IF_FULL
 from contract import keys
 from contract.settings import Settings
 
@@ -18,11 +19,15 @@ _READ_AGAIN_SECONDS: Final = 60.0
 _KNOWN_SECONDS: Final = 300  # a new key signs nothing before every gateway has read it
 _URL_SECONDS: Final = 3600  # the longest life of a URL: so long a key verifies after its last signature
 
-_ROTATE: Final = """
+_ROTATE: Final = (
+    """
 local now = tonumber(redis.call('TIME')[1])
 local candidate, life, known, url = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local newest = redis.call('ZREVRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if #newest == 0 or now - tonumber(newest[2]) >= life then
+"""
+    + LUA_EVEN_IF_FULL
+    + """
   redis.call('ZADD', KEYS[1], now, candidate)
 end
 local all = redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')
@@ -40,6 +45,7 @@ end
 table.insert(verifying, 1, signing)
 return verifying
 """
+)
 
 
 class SignatureInvalidError(Exception):

@@ -32,6 +32,7 @@ from broker.fence import Fence
 from broker.finish import Finisher, Outcome, stopped
 from broker.janitor import Cleaned, Janitor
 from broker.reap import Sweeper, Swept
+from broker.refusals import LUA_EVEN_IF_FULL, WritesRefusedError
 from broker.resume import ResumeStore, SavedWork
 from broker.rq_surface import WorkerRegistration
 from broker.state import JobRef
@@ -46,7 +47,9 @@ from contract.settings import Settings
 from contract.spec import JobError, JobResult, JobStatus, JobWarning, Priority
 
 # KEYS: leases; ARGV: seconds, members. Only leases that are still held are renewed; returns the lost ones.
-_RENEW: Final = """
+_RENEW: Final = (
+    LUA_EVEN_IF_FULL
+    + """
 local clock = redis.call('TIME')
 local lease = string.format('%.6f', clock[1] + clock[2] / 1000000 + tonumber(ARGV[1]))
 local lost = {}
@@ -59,6 +62,7 @@ for i = 2, #ARGV do
 end
 return lost
 """
+)
 _PROGRESS_SECONDS: Final = 0.1
 _RQ_TTL_SECONDS: Final = 60
 _NO_STATES: Final[Mapping[int, bytes]] = MappingProxyType({})
@@ -110,7 +114,8 @@ class WorkerBroker:
     def close(self) -> None:
         """Takes the worker off the lists. Held jobs are not touched: end them or hand them back first."""
         if self._registration is not None:
-            self._registration.death()
+            with contextlib.suppress(WritesRefusedError):  # only RQ's tools look at it
+                self._registration.death()
             catalogue.remove_worker(self._redis, self.name)
         self._rq_redis.close()
         self._redis.close()
@@ -235,7 +240,8 @@ class WorkerBroker:
         ended = self._finisher.end(JobRef.of(job.spec), job.execution_id, outcome, registered, steps)
         self._forget(job.execution_id)
         if not ended:
-            self._finisher.count_fenced(job.spec.model)
+            with contextlib.suppress(WritesRefusedError):  # or a full Redis would have us end the job again and again
+                self._finisher.count_fenced(job.spec.model)
         return ended
 
     def _hold(self, job: TakenJob) -> None:
@@ -259,7 +265,8 @@ class WorkerBroker:
         catalogue.beat(self._redis, worker, self._settings.lease_seconds)
         if self._registration is None:
             return
-        if not self._registration.known:
-            catalogue.publish_cards(self._redis, self._cards)
-            self._registration.birth()
-        self._registration.beat(busy=running > 0)
+        with contextlib.suppress(WritesRefusedError):  # a full Redis hears of it later; the lease counts
+            if not self._registration.known:
+                catalogue.publish_cards(self._redis, self._cards)
+                self._registration.birth()
+            self._registration.beat(busy=running > 0)

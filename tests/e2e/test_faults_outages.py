@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crew import Crew
+from broker.connection import connect
 from broker.gateway_side import JobBroker
 from broker.store import Store
 from contract.errors import ErrorCode
@@ -47,6 +48,23 @@ async def test_a_worker_started_without_redis_waits_for_it(make_crew: MakeCrew, 
         spec = make_spec()
         await gateway.submit(spec)
         assert (await ended(gateway, spec)).status is JobStatus.SUCCEEDED
+
+
+async def test_redis_is_full(make_crew: MakeCrew, make_spec: MakeSpec) -> None:
+    """For longer than a lease: nothing can be saved, and jobs go on to their ends all the same."""
+    async with make_crew(resume_seconds=0.2) as (crew, gateway):
+        worker = crew.start()
+        specs = [make_spec(steps=steps) for steps in (20, 130)]
+        for spec in specs:
+            await gateway.submit(spec)
+        await until(gateway, specs[1], "progress")
+        with connect(crew.settings.redis_url) as client:
+            client.config_set("maxmemory", 1)
+        await asyncio.to_thread(worker.wait_for, "OOM command not allowed")
+        for spec in specs:
+            assert (await ended(gateway, spec)).status is JobStatus.SUCCEEDED
+            assert "queued" not in (await events(gateway, spec))[1:]
+        assert worker.process.poll() is None
 
 
 def refuse(crew: Crew, spec: JobSpec) -> Path:
