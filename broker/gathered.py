@@ -10,7 +10,7 @@ from redis.typing import EncodableT
 
 _MOST: Final = 128  # calls of one round trip: bounds what a lost answer repeats
 
-Call = tuple[Sequence[str], Sequence[EncodableT], "asyncio.Future[Any]"]
+Call = tuple[Sequence[EncodableT], Sequence[EncodableT], "asyncio.Future[Any]"]
 
 
 class GatheredScript:
@@ -26,7 +26,7 @@ class GatheredScript:
         self._calls: list[Call] = []
         self._sending: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, keys: Sequence[str], args: Sequence[EncodableT]) -> Any:
+    async def __call__(self, keys: Sequence[EncodableT], args: Sequence[EncodableT]) -> Any:
         """Raises what redis raises, for this call alone where the script itself failed."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._calls.append((keys, args, answer))

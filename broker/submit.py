@@ -1,9 +1,11 @@
 """One atomic submit: idempotency, rate limit, caps, enqueue and the queued event in one script, in Redis time."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from redis.asyncio import Redis as AsyncRedis
+from redis.typing import EncodableT
 
 from broker import rq_surface
 from broker.connection import text
@@ -15,7 +17,7 @@ from contract import keys, metrics
 from contract.errors import ErrorCode
 from contract.events import QueuedEvent
 from contract.settings import Settings
-from contract.spec import JobSpec, JobStatus
+from contract.spec import JobSpec, JobStatus, Priority, Task
 
 # A retry of the whole script (redis-py repeats a command whose answer got lost) finds the job and changes nothing.
 _QUEUED: Final = QueuedEvent().model_dump_json()
@@ -25,14 +27,14 @@ local MAX_EVENTS, QUEUED = {MAX_EVENTS}, '{_QUEUED}'
 """
     + """
 local LONGEST = 30 * 86400  -- a bucket that nobody touches for so long counts as full
-local queue, rq_job, job, events, idempotency = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local rq_job, job, events, idempotency, queue = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local jobs_of, waiting, rate, deadlines, counters, rq_queues = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local line, turns, all_jobs, running_limits, first_queue = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
-local id, body_hash, max_depth, max_waiting = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local per_second, burst, patience, remember = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
-local counter, queue_name, model, owner, deadline = ARGV[9], ARGV[10], ARGV[11], ARGV[12], ARGV[13]
-local max_running, steps_counter, steps = ARGV[14], ARGV[15], ARGV[16]
-local data, description, stamp = ARGV[17], ARGV[18], ARGV[19]
+local id, body_hash, max_depth, patience = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local remember, deadline, steps, data, stamp = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local max_waiting, per_second, burst = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local max_running, counter, steps_counter, queue_name = ARGV[13], ARGV[14], ARGV[15], ARGV[16]
+local model, owner, description = ARGV[17], ARGV[18], ARGV[19]
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 
@@ -90,6 +92,7 @@ return answer
 """
 )
 _QUEUE_FULL_RETRY_SECONDS: Final = 5.0
+_SHARED_BY: Final = 4096  # API keys times models: what of them is kept ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,56 +140,80 @@ class Submitter:
             raise ValueError("idempotency_key and body_hash go together: give both or neither")
         limits = limits or Limits.of(self._settings)
         answer, value, tokens, unfinished, *queued = await self._script(
-            keys=self._keys(spec, idempotency_key), args=self._arguments(spec, body_hash, limits)
+            keys=(*_own_keys(spec, idempotency_key), *_shared_keys(spec.model, spec.priority, spec.api_key_id)),
+            args=(
+                *self._own_arguments(spec, body_hash),
+                *_limit_arguments(limits),
+                *_shared_arguments(spec.model, spec.task, spec.priority, spec.api_key_id),
+            ),
         )
-        submitted = _outcome(spec, text(answer), text(value), Quota(limits, float(tokens), unfinished))
-        return replace(submitted, record=_queued(spec, *queued)) if queued else submitted
+        job_id, created = _outcome(spec, text(answer), text(value), quota := Quota(limits, float(tokens), unfinished))
+        return Submitted(job_id, created, quota, _queued(spec, *queued) if queued else None)
 
-    def _keys(self, spec: JobSpec, idempotency_key: str | None) -> list[str]:
-        queue = keys.queue_name(spec.model, spec.priority)
-        return [
-            rq_surface.queue_key(queue),
-            rq_surface.job_key(spec.id),
-            keys.job(spec.id),
-            keys.events(spec.id),
-            keys.idempotency(spec.api_key_id, idempotency_key or ""),
-            keys.jobs_of(spec.api_key_id),
-            keys.waiting(spec.api_key_id, spec.model),
-            keys.rate(spec.api_key_id),
-            keys.deadlines(),
-            keys.counters(),
-            rq_surface.QUEUES_KEY,
-            keys.line(queue, spec.api_key_id),
-            keys.turns(queue),
-            keys.all_jobs(),
-            keys.running_limits(),
-            rq_surface.queue_key(keys.queue_names(spec.model)[0]),
-        ]
-
-    def _arguments(self, spec: JobSpec, body_hash: str | None, limits: Limits) -> list[str | bytes | int | float]:
+    def _own_arguments(self, spec: JobSpec, body_hash: str | None) -> tuple[EncodableT, ...]:
         settings = self._settings
-        queue = keys.queue_name(spec.model, spec.priority)
-        return [
+        return (
             spec.id,
-            body_hash or "",
+            body_hash or b"",
             settings.max_queue_depth,
-            limits.max_waiting,
-            limits.rate_per_second,
-            limits.rate_burst,
             min(settings.queue_deadline_seconds, spec.deadline_seconds or settings.queue_deadline_seconds),
             settings.idempotency_seconds,
-            keys.counter(metrics.JOBS_SUBMITTED.name, spec.model, spec.task, spec.priority),
-            queue,
-            spec.model,
-            spec.api_key_id or keys.ANONYMOUS,
-            spec.deadline_seconds or "",
-            limits.max_running or "",
-            keys.counter(metrics.STEPS_SUBMITTED.name, spec.model),
+            spec.deadline_seconds or b"",
             spec.n * spec.steps,
             rq_surface.call_data(spec),
-            f"{spec.task} {spec.model}",  # RQ's own description would show the prompt in every tool and log
             rq_surface.timestamp(),
-        ]
+        )
+
+
+def _own_keys(spec: JobSpec, idempotency_key: str | None) -> tuple[str, ...]:
+    return (
+        rq_surface.job_key(spec.id),
+        keys.job(spec.id),
+        keys.events(spec.id),
+        keys.idempotency(spec.api_key_id, idempotency_key or ""),
+    )
+
+
+# What follows is the same for many jobs, and made once for all of them.
+
+
+@lru_cache(maxsize=_SHARED_BY)
+def _shared_keys(model: str, priority: Priority, api_key_id: str | None) -> tuple[bytes, ...]:
+    queue = keys.queue_name(model, priority)
+    names = (
+        rq_surface.queue_key(queue),
+        keys.jobs_of(api_key_id),
+        keys.waiting(api_key_id, model),
+        keys.rate(api_key_id),
+        keys.deadlines(),
+        keys.counters(),
+        rq_surface.QUEUES_KEY,
+        keys.line(queue, api_key_id),
+        keys.turns(queue),
+        keys.all_jobs(),
+        keys.running_limits(),
+        rq_surface.queue_key(keys.queue_names(model)[0]),
+    )
+    return tuple(name.encode() for name in names)
+
+
+@lru_cache(maxsize=_SHARED_BY)
+def _limit_arguments(limits: Limits) -> tuple[bytes, ...]:
+    numbers = (limits.max_waiting, limits.rate_per_second, limits.rate_burst, limits.max_running or "")
+    return tuple(str(number).encode() for number in numbers)
+
+
+@lru_cache(maxsize=_SHARED_BY)
+def _shared_arguments(model: str, task: Task, priority: Priority, api_key_id: str | None) -> tuple[bytes, ...]:
+    names = (
+        keys.counter(metrics.JOBS_SUBMITTED.name, model, task, priority),
+        keys.counter(metrics.STEPS_SUBMITTED.name, model),
+        keys.queue_name(model, priority),
+        model,
+        api_key_id or keys.ANONYMOUS,
+        f"{task} {model}",  # RQ's own description would show the prompt in every tool and log
+    )
+    return tuple(name.encode() for name in names)
 
 
 def _queued(spec: JobSpec, created_at: bytes, ahead: int) -> JobRecord:
@@ -205,9 +232,10 @@ def _queued(spec: JobSpec, created_at: bytes, ahead: int) -> JobRecord:
     )
 
 
-def _outcome(spec: JobSpec, answer: str, value: str, quota: Quota) -> Submitted:
+def _outcome(spec: JobSpec, answer: str, value: str, quota: Quota) -> tuple[str, bool]:
+    """The job's id, and whether it is a new one."""
     if answer in ("accepted", "repeated"):
-        return Submitted(value, answer == "accepted", quota)
+        return value, answer == "accepted"
     if answer == "mismatch":
         raise SubmitRefusedError(
             ErrorCode.IDEMPOTENCY_MISMATCH,

@@ -36,12 +36,11 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    modules = (generate, jobs, images, models, operations)
-    for module in modules:
-        app.include_router(module.router)
+    for module in (generate, jobs, images, models, operations):
+        app.routes.extend(module.router.routes)  # FastAPI's own way wraps each in a router of its own
     openapi.install(app)
     reference.install(app)
-    problems.install(app, [*app.routes, *(route for module in modules for route in module.router.routes)])
+    problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)  # the innermost: each is added around the others
     app.add_middleware(Defects)
     if settings.cors_origins:

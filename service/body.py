@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
 from difflib import get_close_matches
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -31,21 +30,31 @@ class Bodies:
     are queued. Small ones always pass: those of prompts without pictures."""
 
     def __init__(self, max_bytes: int, max_held_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._max_held_bytes = max_held_bytes
+        self.max_bytes = max_bytes
+        self.max_held_bytes = max_held_bytes
         self.held = 0  # bytes
 
-    @asynccontextmanager
-    async def read(self, request: Request, model: type[R]) -> AsyncIterator[R]:
-        """The model; its body counts as held until the context ends. A field that JSON has twice counts as it stands
-        last. Raises `ProblemError`: 400 not JSON or not a form, 415 another type, 422 fields, 429 too much at once."""
-        own = _Share()
-        try:
-            yield await self._read(request, model, own)
-        finally:
-            self.held -= own.bytes
+    def share(self) -> "Share":
+        """For one request; what it reads counts as held until the context ends."""
+        return Share(self)
 
-    async def _read(self, request: Request, model: type[R], own: "_Share") -> R:
+
+class Share:
+    """What one request has added to the bytes that are held."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bodies.held -= self._bytes
+
+    async def read(self, request: Request, model: type[R]) -> R:
+        """The body as its model. A field that JSON has twice counts as it stands last. Raises `ProblemError`: 400 not
+        JSON or not a form, 415 another type, 422 fields, 429 too much at once."""
         coding = request.headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("identity", ""):
             raise ProblemError(
@@ -55,7 +64,7 @@ class Bodies:
                 headers={"Accept-Encoding": "identity"},
             )
         content_type = request.headers.get("content-type", "")
-        chunks = self._counted(request, own)
+        chunks = self._counted(request)
         match content_type.partition(";")[0].strip().lower():
             case "application/json":
                 body = b"".join([chunk async for chunk in chunks])
@@ -63,7 +72,7 @@ class Bodies:
                     return _from_json(body, model)
                 return await asyncio.to_thread(_from_json, body, model)
             case "multipart/form-data":
-                return _from_form(await read_form(content_type, chunks, self._max_bytes), model)
+                return _from_form(await read_form(content_type, chunks, self._bodies.max_bytes), model)
             case other:
                 raise ProblemError(
                     ErrorCode.UNSUPPORTED_MEDIA_TYPE,
@@ -72,22 +81,17 @@ class Bodies:
                     headers={"Accept-Post": f"{JSON_TYPE}, {FORM_TYPE}"},
                 )
 
-    async def _counted(self, request: Request, own: "_Share") -> AsyncGenerator[bytes, None]:
+    async def _counted(self, request: Request) -> AsyncGenerator[bytes, None]:
+        bodies = self._bodies
         async for chunk in request.stream():
-            own.bytes += len(chunk)
-            self.held += len(chunk)
-            if self.held > self._max_held_bytes and own.bytes > _SMALL_BYTES:
+            self._bytes += len(chunk)
+            bodies.held += len(chunk)
+            if bodies.held > bodies.max_held_bytes and self._bytes > _SMALL_BYTES:
                 detail = (
-                    f"the server already holds {self._max_held_bytes:,} bytes of other requests; send it again soon"
+                    f"the server already holds {bodies.max_held_bytes:,} bytes of other requests; send it again soon"
                 )
                 raise ProblemError(ErrorCode.UPLOADS_BUSY, detail, headers=_RETRY_SOON)
             yield chunk
-
-
-class _Share:
-    """What one request has added to the bytes that are held."""
-
-    bytes = 0
 
 
 def _from_json(body: bytes, model: type[R]) -> R:

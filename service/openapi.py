@@ -11,11 +11,13 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from contract.spec import Task
+from service.auth import BEARER, KEY_HEADER
 from service.body import FORM_TYPE, JSON_TYPE
 from service.examples import EXAMPLES
 from service.problems import Problem
 from service.schemas import JSON_FIELDS, PICTURE_FIELDS, REQUESTS
 
+_KEY_HEADER_SCHEME: Final = "APIKeyHeader"
 _REF: Final = "#/components/schemas/{model}"
 DESCRIPTION: Final = """
 Prompts, masks and small pictures in; pictures out. A `POST` to one of the four tasks makes a *job*, answered with 202.
@@ -57,6 +59,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
     for model in REQUESTS.values():
         schemas[_form_name(model.__name__)] = _as_form(schemas[model.__name__])
     _drop_unused_422(document)
+    _add_key_header(document)
     return document
 
 
@@ -90,6 +93,18 @@ def _drop_unused_422(document: dict[str, Any]) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _add_key_header(document: dict[str, Any]) -> None:
+    """FastAPI knows one way to send a key; wherever that is taken, the header is too."""
+    schemes = document["components"]["securitySchemes"]
+    schemes[_KEY_HEADER_SCHEME] = {
+        "type": "apiKey", "in": "header", "name": KEY_HEADER, "description": "the same key in a header of its own",
+    }  # fmt: skip
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for requirement in operation.get("security", ())[:1]:
+                operation["security"].append({_KEY_HEADER_SCHEME: requirement[BEARER]})
 
 
 def _form_name(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Match
+from starlette.routing import Match
 
 from broker.connection import REDIS_UNAVAILABLE
 from broker.store import StoreError
@@ -163,27 +163,23 @@ async def _on_invalid_parameters(request: Request, error: RequestValidationError
     return answer(request, ErrorCode.VALIDATION_FAILED, "a parameter is not valid", errors)
 
 
-def _http_error(routes: Sequence[BaseRoute]) -> Callable[[Request, HTTPException], Awaitable[Response]]:
-    """The handler of what the framework itself refuses: no such address, no such method there."""
-
-    async def on_http_error(request: Request, error: HTTPException) -> Response:
-        code, headers = _CODE_OF_STATUS.get(error.status_code), dict(error.headers or {})
-        if code is ErrorCode.METHOD_NOT_ALLOWED:
-            # The framework names the methods of the first route at the address alone.
-            here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-            headers["Allow"] = ", ".join(sorted({method for route in here for method in getattr(route, "methods", ())}))
-        if code is not None:
-            return answer(request, code, f"{request.method} {request.url.path}", headers=headers)
-        problem = {
-            "type": "about:blank",
-            "title": HTTPStatus(error.status_code).phrase,
-            "status": error.status_code,
-            "detail": str(error.detail),
-            "request_id": request.scope.get(REQUEST_ID_SCOPE_KEY),
-        }
-        return Response(json.dumps(problem), error.status_code, headers, PROBLEM_TYPE)
-
-    return on_http_error
+async def _on_http_error(request: Request, error: HTTPException) -> Response:
+    """What the framework itself refuses: no such address, no such method there."""
+    code, headers = _CODE_OF_STATUS.get(error.status_code), dict(error.headers or {})
+    if code is ErrorCode.METHOD_NOT_ALLOWED:
+        # The framework names the methods of the first route at the address alone.
+        here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        headers["Allow"] = ", ".join(sorted({method for route in here for method in getattr(route, "methods", ())}))
+    if code is not None:
+        return answer(request, code, f"{request.method} {request.url.path}", headers=headers)
+    problem = {
+        "type": "about:blank",
+        "title": HTTPStatus(error.status_code).phrase,
+        "status": error.status_code,
+        "detail": str(error.detail),
+        "request_id": request.scope.get(REQUEST_ID_SCOPE_KEY),
+    }
+    return Response(json.dumps(problem), error.status_code, headers, PROBLEM_TYPE)
 
 
 async def _on_refused_submit(request: Request, error: SubmitRefusedError) -> Response:
@@ -208,13 +204,12 @@ async def _on_disconnect(_request: Request, _: ClientDisconnect) -> Response:
     return Response(status_code=400)
 
 
-def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Makes every error that is expected a problem; `middleware.Defects` does so with the others. `routes` are all of
-    the app's."""
+def install(app: FastAPI) -> None:
+    """Makes every error that is expected a problem; `middleware.Defects` does so with the others."""
     handlers: dict[Any, Any] = {
         ProblemError: _on_problem,
         RequestValidationError: _on_invalid_parameters,
-        HTTPException: _http_error(routes),
+        HTTPException: _on_http_error,
         SubmitRefusedError: _on_refused_submit,
         StoreError: _on_store_away,
         ClientDisconnect: _on_disconnect,

@@ -99,7 +99,8 @@ async def _queue(
     request: Request, state: GatewayState, task: Task, caller: Caller, idempotency_key: str | None
 ) -> Submitted:
     """Apart, so that nothing holds the body while its client waits for the job."""
-    async with state.bodies.read(request, REQUESTS[task]) as asked:
+    with state.bodies.share() as share:
+        asked = await share.read(request, REQUESTS[task])
         return await submit(state, task, asked, caller.key_id, idempotency_key, request.scope[REQUEST_ID_SCOPE_KEY])
 
 

@@ -229,7 +229,8 @@ async def test_whatever_ends_a_body_gives_its_bytes_back() -> None:
     async def read(*came: dict[str, Any]) -> None:
         messages[:] = came
         scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
-        async with bodies.read(Request(scope, receive), TextToImage):
+        with bodies.share() as share:
+            await share.read(Request(scope, receive), TextToImage)
             assert bodies.held > 0
 
     body = {"type": "http.request", "body": b'{"prompt": "a"}', "more_body": False}
