@@ -17,6 +17,7 @@ class Metric:
 
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_STAGES: Final = (*_SECONDS, 1800.0, 7200.0)  # jobs may wait for hours
 _ROWS: Final = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 
 # Counted in Redis by the transaction that does the thing; every gateway exports them (take the max over replicas).
@@ -121,7 +122,7 @@ TICK_SECONDS: Final = Metric(
 )
 STAGE_SECONDS: Final = Metric(
     "darkroom_stage_seconds", "histogram", "Time of a job's stages: queued, denoise, decode, store.",
-    ("model", "task", "stage"), "seconds", _SECONDS,
+    ("model", "task", "stage"), "seconds", _STAGES,
 )  # fmt: skip
 OUT_OF_MEMORY: Final = Metric(
     "darkroom_out_of_memory_total", "counter", "Times that memory ran out, whether a picture failed or not.", ("model",)

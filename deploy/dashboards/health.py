@@ -9,6 +9,7 @@ _PROCESS_LEGEND: Final = "{{job}} {{instance}} {{worker}}"
 _BY_CLASS: Final = (
     f'label_replace(rate({metrics.HTTP_REQUESTS.name}[$__rate_interval]), "class", "$1", "status", "(.)..")'
 )
+_ALERTED: Final = ("alertname", "severity", "model", "job", "instance", "worker")
 _SERVED_BY: Final = ("instance", metrics.WORKER_LABEL, *metrics.WORKER_INFO.labels)
 
 _NOW: Final = (
@@ -18,18 +19,18 @@ _NOW: Final = (
     Panel("Workers", "Live, by model.", replicated(metrics.WORKERS, ("model",)), "{{model}}", kind="stat"),
     Panel("Redis", "1 where every gateway reaches it.", f"min({metrics.REDIS_UP.name})", "up", kind="stat"),
     Panel(
-        "Alerts firing",
-        "docs/operations.md tells what to do.",
-        'count(ALERTS{alertstate="firing"}) or vector(0)',
-        "firing",
-        kind="stat",
-    ),
-    Panel(
         "Clients that follow events",
         "Server-sent events, on all gateways.",
         f"sum({metrics.SSE_CLIENTS.name})",
         "clients",
         kind="stat",
+    ),
+    Panel(
+        "Alerts firing",
+        "Runbooks in docs/operations.md tell what to do.",
+        f'max by ({", ".join(_ALERTED)}) (ALERTS{{alertname=~"Darkroom.+",alertstate="firing"}})',
+        "",
+        kind="table",
     ),
 )
 _HTTP: Final = (
@@ -108,7 +109,7 @@ _PROCESSES: Final = (
         "Memory of GPUs",
         "Allocated to tensors, reserved by the allocator, in all.",
         metrics.DEVICE_MEMORY.name,
-        "{{instance}} {{device}} {{kind}}",
+        "{{instance}} {{worker}} {{device}} {{kind}}",
         "bytes",
     ),
 )

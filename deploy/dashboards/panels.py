@@ -3,33 +3,42 @@
 The classic schema, which every Grafana provisions from files; the SDK prefers a newer one, which older Grafanas lack.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Final, Literal
 
 from grafana_foundation_sdk.builders import dashboard, prometheus, stat, table, timeseries
-from grafana_foundation_sdk.builders.common import ReduceDataOptions
+from grafana_foundation_sdk.builders.common import ReduceDataOptions, VizLegendOptions, VizTooltipOptions
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common
-from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, DashboardLinkType, VariableRefresh
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataTransformerConfig,
+    VariableRefresh,
+)
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 from contract import metrics
 from contract.metrics import Metric
 
-SOURCE: Final = common.DataSourceRef("prometheus", "prometheus")
-"""As deploy/grafana/provisioning/datasources names it."""
+SOURCE: Final = common.DataSourceRef("prometheus", "${source}")
+"""A variable of the dashboard: Grafana's default Prometheus, until somebody chooses another."""
 
 Kind = Literal["lines", "events", "stat", "table"]
 
 _MODEL: Final = 'model=~"$model"'
-_WIDTH, _HEIGHT, _STAT_HEIGHT = 8, 8, 4  # of 24 columns
+_COLUMNS, _HEIGHT = 24, 8
+_IN_A_LINE: Final = 3
+_STAT_WIDTH, _STAT_HEIGHT = 4, 6
+_TABLE_HIDES: Final = {"excludeByName": {"Time": True, "Value": True}}
 
 
 @dataclass(frozen=True)
 class Panel:
     """`legend` in Grafana's way, {{label}}; `unit` as Grafana names it. "events" draws bars of whole numbers, for what
-    should be rare."""
+    should be rare; "table" shows the labels."""
 
     title: str
     description: str
@@ -106,13 +115,28 @@ def to_json(page: Page) -> str:
         .time("now-1h", "now")
         .timezone("browser")
         .link(link)
+        .with_variable(dashboard.DatasourceVariable("source").type("prometheus"))
         .with_variable(model)
     )
     for heading, panels in page.rows.items():
         built.with_row(dashboard.Row(heading))
-        for panel in panels:
-            built.with_panel(_built(panel))
+        for panel, width, height in _laid_out(panels):
+            built.with_panel(_built(panel).span(width).height(height))
     return JSONEncoder(sort_keys=True, indent=2).encode(built.build()) + "\n"
+
+
+def _laid_out(panels: Sequence[Panel]) -> Iterator[tuple[Panel, int, int]]:
+    """With widths that fill every line. Beside stats stands at most one table."""
+    stats = sum(panel.kind == "stat" for panel in panels)
+    if stats:
+        for panel in panels:
+            yield panel, _STAT_WIDTH if panel.kind == "stat" else _COLUMNS - stats * _STAT_WIDTH, _STAT_HEIGHT
+        return
+    lines = ceil(len(panels) / _IN_A_LINE)
+    in_a_line = ceil(len(panels) / lines)
+    for start in range(0, len(panels), in_a_line):
+        line = panels[start : start + in_a_line]
+        yield from ((panel, _COLUMNS // len(line), _HEIGHT) for panel in line)
 
 
 def _built(panel: Panel) -> stat.Panel | table.Panel | timeseries.Panel:
@@ -132,11 +156,13 @@ def _empty(kind: Kind) -> stat.Panel | table.Panel | timeseries.Panel:
     match kind:
         case "stat":
             latest = ReduceDataOptions().calcs(["lastNotNull"])
-            made_stat = stat.Panel().span(_WIDTH // 2).height(_STAT_HEIGHT)
-            return made_stat.reduce_options(latest).graph_mode(common.BigValueGraphMode.NONE)
+            return stat.Panel().reduce_options(latest).graph_mode(common.BigValueGraphMode.NONE)
         case "table":
-            return table.Panel().span(3 * _WIDTH).height(_HEIGHT)
-    made = timeseries.Panel().span(_WIDTH).height(_HEIGHT)
+            return table.Panel().with_transformation(DataTransformerConfig("organize", options=_TABLE_HIDES))
+    legend = VizLegendOptions().show_legend(True).placement(common.LegendPlacement.BOTTOM)
+    tooltip = VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING)
+    made = timeseries.Panel().legend(legend).tooltip(tooltip)
     if kind == "events":
-        return made.draw_style(common.GraphDrawStyle.BARS).fill_opacity(60).decimals(0)
+        # Bars of a minute and more: with shorter ones the intervals of increases overlap, and one event stands in many.
+        return made.draw_style(common.GraphDrawStyle.BARS).fill_opacity(60).decimals(0).interval("1m")
     return made.fill_opacity(10).show_points(common.VisibilityMode.NEVER)

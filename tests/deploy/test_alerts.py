@@ -68,6 +68,15 @@ RECORDED = {
         },
         {'{model="tiny"}': 2},
     ),
+    "model:darkroom_jobs_failed:rate15m": Recorded(
+        {
+            'darkroom_jobs_failed_total{model="tiny",code="internal",instance="a"}': "0+15x30",
+            'darkroom_jobs_failed_total{model="tiny",code="internal",instance="b"}': "0+15x30",
+            'darkroom_jobs_failed_total{model="tiny",code="worker_lost",instance="a"}': "0+15x30",
+            'darkroom_jobs_failed_total{model="tiny",code="deadline_exceeded",instance="a"}': "0+15x30",
+        },
+        {'{model="tiny"}': 0.5},
+    ),
     "model:darkroom_jobs_failed:ratio15m": Recorded(
         {
             'darkroom_jobs_failed_total{model="tiny",code="internal"}': "0+15x30",
@@ -101,11 +110,26 @@ RECORDED = {
         },
         {'{lane="8x8",model="tiny"}': 0.25},
     ),
+    "model_lane:darkroom_engine_slot_seconds:mean10m": Recorded(
+        {
+            'darkroom_engine_tick_seconds_sum{model="tiny",lane="8x8"}': "0+15x30",
+            'darkroom_engine_tick_slots_total{model="tiny",lane="8x8"}': "0+120x30",
+        },
+        {'{lane="8x8",model="tiny"}': 0.125},
+    ),
+    "darkroom_http_requests:server_errors_rate5m": Recorded(
+        {
+            'darkroom_http_requests_total{status="500",route="/v1/txt2img"}': "0+30x30",
+            'darkroom_http_requests_total{status="503",route="/readyz"}': "0+30x30",
+        },
+        {"{}": 0.5},
+    ),
     "darkroom_http_requests:server_error_ratio5m": Recorded(
         {
-            'darkroom_http_requests_total{status="500"}': "0+30x30",
-            'darkroom_http_requests_total{status="404"}': "0+30x30",
-            'darkroom_http_requests_total{status="202"}': "0+60x30",
+            'darkroom_http_requests_total{status="500",route="/v1/txt2img"}': "0+30x30",
+            'darkroom_http_requests_total{status="404",route="unmatched"}': "0+30x30",
+            'darkroom_http_requests_total{status="202",route="/v1/txt2img"}': "0+60x30",
+            'darkroom_http_requests_total{status="200",route="/metrics"}': "0+600x30",
         },
         {"{}": 0.25},
     ),
@@ -123,7 +147,10 @@ RECORDED = {
 
 DEPTH, WORKERS = 'darkroom_queue_depth{model="tiny",priority="batch"}', 'darkroom_workers{model="tiny"}'
 OLDEST = 'darkroom_queue_oldest_job_seconds{{model="tiny",priority="{}"}}'
-TICK = tuple(f'darkroom_engine_tick_seconds_{part}{{model="tiny",lane="8x8"}}' for part in ("sum", "count"))
+TICK = tuple(
+    f'darkroom_engine_tick_{part}{{model="tiny",lane="8x8"}}'
+    for part in ("seconds_sum", "seconds_count", "slots_total")
+)
 FAILED = 'darkroom_jobs_failed_total{{model="tiny",code="{}"}}'
 ENDED = 'darkroom_jobs_ended_total{model="tiny",task="txt2img",status="succeeded"}'
 REAPED = 'darkroom_executions_reaped_total{model="tiny"}'
@@ -149,12 +176,16 @@ ALERTING = {
     "DarkroomNoWorker": Alerting(
         {DEPTH: "3x30", WORKERS: "0x30"},
         [{DEPTH: "3x30", WORKERS: "1x30"}, {DEPTH: "0x30", WORKERS: "0x30"}, {DEPTH: "0x7 3x20", WORKERS: "0x30"}],
-        10,
+        15,
         TINY,
         "3",
     ),
     "DarkroomQueueGrowing": Alerting(
-        {DEPTH: "0+10x60"}, [{DEPTH: "500-10x60"}, {DEPTH: "500x60"}, {DEPTH: "0+1x45"}], 40, TINY, "400"
+        {DEPTH: "0+10x60"},
+        [{DEPTH: "500-10x60"}, {DEPTH: "500x60"}, {DEPTH: "0+1x45"}, {DEPTH: "0x24 500-1x60"}],
+        40,
+        TINY,
+        "400",
     ),
     "DarkroomWaitingLong": Alerting(
         {OLDEST.format("interactive"): "0+60x30"},
@@ -164,8 +195,13 @@ ALERTING = {
         "12m 0s",
     ),
     "DarkroomSlowPictures": Alerting(
-        {TICK[0]: "0+30x288 8730+90x12", TICK[1]: "0+300x300"},
-        [{TICK[0]: "0+30x300", TICK[1]: "0+300x300"}, {TICK[0]: "0+90x30", TICK[1]: "0+300x30"}],
+        {TICK[0]: "0+30x288 8730+90x12", TICK[1]: "0+300x300", TICK[2]: "0+600x300"},
+        [
+            {TICK[0]: "0+30x300", TICK[1]: "0+300x300", TICK[2]: "0+600x300"},
+            {TICK[0]: "0+90x30", TICK[1]: "0+300x30", TICK[2]: "0+600x30"},
+            {TICK[0]: "0+30x288 8730+90x12", TICK[1]: "0+300x300", TICK[2]: "0+600x288 174600+1800x12"},  # fuller
+            {TICK[0]: "0+30x300", TICK[1]: "0+300x300", TICK[2]: "0+600x288 173000+200x12"},  # emptier batches
+        ],
         1480,
         {**TINY, "lane": "8x8"},
         "300ms",
@@ -176,12 +212,19 @@ ALERTING = {
         [
             {FAILED.format("internal"): "0+1x40", ENDED: "0+60x40"},
             {FAILED.format("validation_failed"): "0+6x40", FAILED.format("internal"): "0x40", ENDED: "0+24x40"},
+            {FAILED.format("internal"): "0x18 1 2x20", ENDED: "0x18 1 2x20"},  # two jobs in a quiet night
         ],
         30,
         TINY,
         "25%",
     ),
-    "DarkroomTakeovers": Alerting({REAPED: "0x20 0+1x20"}, [{REAPED: "0x20 0 1x30"}], 36, TINY, "15"),
+    "DarkroomTakeovers": Alerting(
+        {REAPED: "0x20 0+8x20"},
+        [{REAPED: "0x20 0 8x30"}, {f'{REAPED[:-1]},instance="{one}"}}': "0x20 0 8x4 16x30" for one in "ab"}],
+        36,
+        TINY,
+        "15",
+    ),
     "DarkroomWorkerRestarts": Alerting(
         {RESTARTS: "0x20 0+1x20"},
         [{RESTARTS: "0x20 0 1x30"}],
@@ -191,11 +234,20 @@ ALERTING = {
     ),
     "DarkroomOutOfMemory": Alerting({MEMORY: "0x20 0+1x20"}, [{MEMORY: "0x20 0 1x30"}], 36, TINY, "15"),
     "DarkroomStoreErrors": Alerting(
-        {STORE: "0x5 0+1x20"}, [{STORE: "0x30"}, {STORE: "0x13 0+1x20"}], 16, {"job": "darkroom-worker"}, "5"
+        {STORE: "0x5 0+1x20"},
+        [{STORE: "0x30"}, {STORE: "0x15 0+1x20"}, {STORE: "0x12 1x3 2x20"}],
+        18,
+        {"job": "darkroom-worker"},
+        "5",
     ),
     "DarkroomGatewayErrors": Alerting(
         {ANSWERS.format(503): "0+6x30", ANSWERS.format(202): "0+54x30"},
-        [{ANSWERS.format(404): "0+60x30"}, {ANSWERS.format(503): "0+1x30", ANSWERS.format(202): "0+99x30"}],
+        [
+            {ANSWERS.format(404): "0+60x30"},
+            {ANSWERS.format(503): "0+1x30", ANSWERS.format(202): "0+99x30"},
+            {ANSWERS.format(503): "0x8 1x3 2x20"},  # two in a quiet night
+            {'darkroom_http_requests_total{method="GET",route="/readyz",status="503"}': "0+12x30"},
+        ],
         15,
         {},
         "10%",

@@ -13,7 +13,10 @@ from contract.settings import Settings
 from contract.spec import JobSpec
 from tests.tiny_models import BASE, UPSCALER
 from tests.worker.running import StartWorker, ended
+from worker import measures
 from worker.engine import runner
+from worker.engine.events import LaneTicked
+from worker.engine.scheduler import LaneKey
 
 MakeSpec = Callable[..., JobSpec]
 
@@ -69,3 +72,18 @@ async def test_a_worker_tells_what_it_serves_and_what_its_store_refused(
         labels = {"model": name, "fingerprint": "f00d", "dtype": "float32", "device": "cpu"}
         assert count(metrics.WORKER_INFO.name, labels) == 1
     assert (count(metrics.PROCESS_MEMORY.name) or 0) > 50e6
+
+
+def test_callers_cannot_make_a_series_of_every_size() -> None:
+    shown = measures.WorkerMetrics()
+    for width in [*range(8, 1008), 8]:
+        shown.ticked(LaneTicked(LaneKey(BASE, 8, width, guided=True), rows=1, bucket=1, seconds=0.1))
+    ticks = {
+        sample.labels["lane"]: sample.value
+        for family in shown.registry.collect()
+        for sample in family.samples
+        if sample.name == metrics.TICKS.name
+    }
+    assert len(ticks) == measures._MAX_LANES + 1
+    assert ticks["8x8 guided"] == 2
+    assert ticks["other"] == 1000 - measures._MAX_LANES
