@@ -1,10 +1,10 @@
 """The four tasks: a request becomes a job, answered at once or, with `Prefer: wait`, when it has ended."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 import structlog
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from broker.jobs import JobRecord
 from broker.submit import Submitted
@@ -15,6 +15,7 @@ from service.auth import Submitter
 from service.auth_keys import Caller
 from service.jobs_view import JobView, view_job
 from service.openapi import request_body
+from service.parameters import DOCUMENTED, Parameters
 from service.problems import REQUEST_ID_SCOPE_KEY
 from service.routes.common import find_job, problems
 from service.schemas import REQUESTS
@@ -48,42 +49,17 @@ _REFUSALS: Final = (
     ErrorCode.STORE_UNAVAILABLE,
 )
 
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=255,
-        description="repeat a request with the same key and get the same job, not a second one",
-    ),
-]
-Prefer = Annotated[
-    Sequence[str],
-    Header(
-        description="`wait=30`: answer when the job has ended, after 30 s at the latest; `wait`: as long as allowed"
-    ),
-]
-CancelOnDisconnect = Annotated[
-    bool, Query(description="with `Prefer: wait`: cancel the job if this connection breaks before it has ended")
-]
-
 
 def _endpoint(task: Task) -> Callable[..., Awaitable[JobView]]:
-    async def generate(
-        request: Request,
-        response: Response,
-        caller: Submitter,
-        idempotency_key: IdempotencyKey = None,
-        prefer: Prefer = (),
-        cancel_on_disconnect: CancelOnDisconnect = False,
-    ) -> JobView:
-        state = GatewayState.of(request)
-        submitted = await _queue(request, state, task, caller, idempotency_key)
+    async def generate(request: Request, response: Response, caller: Submitter) -> JobView:
+        state, parameters = GatewayState.of(request), Parameters.of(request)
+        submitted = await _queue(request, state, task, caller, parameters.idempotency_key)
         structlog.contextvars.bind_contextvars(job=submitted.job_id)
         if submitted.quota is not None:
             response.headers.update(quotas.fields_of(submitted.quota))
-        seconds = seconds_to_wait(prefer, state.settings.max_wait_seconds)
+        seconds = seconds_to_wait(parameters.prefer, state.settings.max_wait_seconds)
         if seconds is not None:
-            await wait_for_end(request, state, submitted.job_id, seconds, cancel_on_disconnect)
+            await wait_for_end(request, state, submitted.job_id, seconds, parameters.cancel_on_disconnect)
             response.headers["Preference-Applied"] = f"wait={seconds:g}"
         job = submitted.record if seconds is None else None
         return await _answer(
@@ -128,5 +104,5 @@ for _task in Task:
             202: {"headers": quotas.HEADERS},
             **problems(*_REFUSALS),
         },
-        openapi_extra=request_body(_task),
+        openapi_extra={"parameters": DOCUMENTED, **request_body(_task)},
     )

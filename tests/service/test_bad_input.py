@@ -311,4 +311,6 @@ async def test_other_addresses_methods_and_parameters(client: httpx.AsyncClient)
     bad_id = await client.get("/v1/jobs/nothing/events", headers={"Last-Event-ID": "x"})
     assert problem(bad_id, 422, "validation_failed")["errors"][0]["header"] == "last-event-id"
     long_key = await client.post("/v1/txt2img", json={"prompt": PROMPT}, headers={"Idempotency-Key": "k" * 256})
-    assert problem(long_key, 422, "validation_failed")["errors"][0]["header"] == "idempotency-key"
+    assert problem(long_key, 422, "validation_failed")["errors"][0]["header"] == "Idempotency-Key"
+    odd_flag = await client.post("/v1/txt2img?cancel_on_disconnect=perhaps", json={"prompt": PROMPT})
+    assert problem(odd_flag, 422, "validation_failed")["errors"][0]["parameter"] == "cancel_on_disconnect"
