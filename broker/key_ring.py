@@ -30,9 +30,10 @@ class KeyRing:
     async def table(self) -> KeyTable:
         """The keys as they were a second ago at most; while Redis is away, as they were last. Raises what redis raises
         where they were never read."""
-        if self._table is None or self._is_old():
+        oldest = time.monotonic() - CACHE_SECONDS
+        if self._table is None or self._asked_at <= oldest:
             async with self._asking:
-                if self._table is None or self._is_old():
+                if self._table is None or self._asked_at <= oldest:  # else an answer came while we waited
                     await self._ask()
         assert self._table is not None
         return self._table
@@ -41,9 +42,6 @@ class KeyRing:
         """The key's own limits over those of the settings. Raises as `table`."""
         key = None if api_key_id is None else (await self.table()).keys.get(api_key_id)
         return Limits.of(self._settings, key.limits if key else None)
-
-    def _is_old(self) -> bool:
-        return time.monotonic() - self._asked_at >= CACHE_SECONDS
 
     async def _ask(self) -> None:
         asked_at = time.monotonic()

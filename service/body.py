@@ -21,6 +21,8 @@ JSON_TYPE: Final = "application/json"
 FORM_TYPE: Final = "multipart/form-data"
 _SMALL_BYTES: Final = 64 * 1024
 _MAX_ERRORS: Final = 50
+_MAX_VALUES: Final = 20_000
+"""In a JSON body, about. A request has some hundreds; millions take gigabytes before one of them is looked at."""
 _SHOWN_CHARS: Final = 100
 _RETRY_SOON: Final = {"Retry-After": "2"}
 
@@ -96,6 +98,9 @@ class Share:
 
 def _from_json(body: bytes, model: type[R]) -> R:
     """Strict: numbers are numbers, not text and not true or false."""
+    if len(body) > _MAX_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        detail = f"has more than {_MAX_VALUES:,} values; {_known_fields(model)}"
+        raise ProblemError(ErrorCode.VALIDATION_FAILED, "nothing was queued", [FieldError(pointer="", detail=detail)])
     try:
         return model.model_validate_json(body, strict=True)
     except ValidationError as error:

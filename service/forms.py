@@ -10,6 +10,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from contract.errors import ErrorCode
 from service.problems import ProblemError
+from service.schemas import PICTURE_FIELDS
 
 _MAX_FILES: Final = 8
 _MAX_FIELDS: Final = 64
@@ -24,7 +25,11 @@ async def read_form(
     content_type: str, chunks: AsyncGenerator[bytes, None], max_bytes: int
 ) -> list[tuple[str, str | bytes | None]]:
     """Names with their text, or their bytes if they are files; None for text that is not UTF-8, and U+FFFD in names
-    that are not. Raises `ProblemError` (400)."""
+    that are not. Raises `ProblemError` (400).
+
+    Some clients send a file without `filename`, or with `filename*`, which RFC 7578 does away with: bytes under the
+    name of a picture are a file all the same.
+    """
     _, options = parse_options_header(content_type.encode("latin-1", "replace"))
     boundary = options.get(b"boundary", b"")
     if not _BOUNDARY.fullmatch(boundary):
@@ -40,7 +45,7 @@ async def read_form(
         raise _malformed("the header of a part cannot be read") from error
     try:
         return [
-            (_name(name), await value.read() if isinstance(value, UploadFile) else _utf8(value))
+            (_name(name), await value.read() if isinstance(value, UploadFile) else _text(name, value))
             for name, value in form.multi_items()
         ]
     finally:
@@ -51,11 +56,12 @@ def _name(latin: str) -> str:
     return latin.encode("latin-1").decode("utf-8", "replace")
 
 
-def _utf8(latin: str) -> str | None:
+def _text(name: str, latin: str) -> str | bytes | None:
+    sent = latin.encode("latin-1")
     try:
-        return latin.encode("latin-1").decode("utf-8")
+        return sent.decode("utf-8")
     except UnicodeDecodeError:
-        return None
+        return sent if name in PICTURE_FIELDS else None
 
 
 def _malformed(what: str) -> ProblemError:

@@ -46,7 +46,7 @@ def install(app: FastAPI) -> None:
             made.append(page(app.openapi()))
         return HTMLResponse(made[0], headers={"Content-Security-Policy": POLICY})
 
-    app.add_api_route("/docs", show, include_in_schema=False)
+    app.add_api_route("/docs", show, methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def page(document: Json) -> str:

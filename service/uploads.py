@@ -5,13 +5,15 @@ metadata is dropped. Transparent parts of a picture become white; of a mask, bla
 are classes and stay what they are, so it has to be a PNG of one 8-bit channel or with a palette.
 
 Memory: two pictures are decoded at once. At the default limit of 2048 × 2048 pixels that takes 150 MiB beside the
-bodies; a test holds it below 256 MiB. What the bodies take is bounded apart (`body.Bodies`).
+bodies; a test holds it below 256 MiB. What the bodies take is bounded apart (`body.Bodies`), and so is what waits for
+the store: a picture of 100 kB may be 12 MB as PNG.
 """
 
 import asyncio
 import binascii
 import io
 import re
+import weakref
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +32,10 @@ SEMANTIC_MAP: Final = "semantic_map"
 _DATA_URL: Final = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII | re.IGNORECASE)
 _SPACE: Final = b" \t\r\n\v\f"
 _AT_ONCE: Final = 2
+_HELD: Final = 20
+"""Pictures of the largest size, or more smaller ones, that may wait for the store: 240 MiB at the default limit."""
+_RETRY_SOON: Final = {"Retry-After": "2"}
+_GREY, _PALETTE = 0, 3  # colour types of PNG
 # EXIF's orientations other than 1, which is the picture as it is.
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,7 +48,7 @@ _UPRIGHT: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Picture:
     """`png` is the normalised file: RGB, or 8-bit grey for a mask and for a semantic map, whose largest value is
     `largest`. `source_sha256` is of the file as it came."""
@@ -63,32 +69,48 @@ class Uploads:
         self._max_pixels = max_pixels
         self._max_ratio = max_ratio
         self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._max_held = 3 * max_pixels * _HELD
+        self._held = 0  # bytes of pictures that somebody still has
 
     async def decode(self, given: Mapping[str, str | bytes]) -> dict[str, Picture]:
         """Pictures by field name ("image", "mask", "semantic_map"), each base64 text, a data URL or the file's bytes.
 
-        Raises `ProblemError` with one entry for every picture that is not one.
+        Raises `ProblemError`: with one entry for every picture that is not one; 429 while too many wait for the store.
         """
         pictures: dict[str, Picture] = {}
         faults: list[tuple[ErrorCode, FieldError]] = []
         for name, source in given.items():
             try:
                 async with self._turns:
+                    self._refuse_more_than_fit()
                     pictures[name] = await asyncio.to_thread(self._normalise, source, name)
+                self._hold(pictures[name])
             except PictureError as error:
                 faults.append((error.code, FieldError(pointer=pointer(name), detail=str(error))))
         if faults:
             raise ProblemError(faults[0][0], "nothing was queued", [fault for _, fault in faults])
         return pictures
 
+    def _refuse_more_than_fit(self) -> None:
+        if self._held > self._max_held:
+            detail = "the pictures of other requests still wait for the store; send it again soon"
+            raise ProblemError(ErrorCode.UPLOADS_BUSY, detail, headers=_RETRY_SOON)
+
+    def _hold(self, picture: Picture) -> None:
+        """Until nobody has it any more, however its request ends."""
+        size = len(picture.png)
+        self._held += size
+        weakref.finalize(picture, self._let_go, size).atexit = False
+
+    def _let_go(self, size: int) -> None:
+        self._held -= size
+
     def _normalise(self, source: str | bytes, name: str) -> Picture:
         data = _decode_text(source) if isinstance(source, str) else source
         file = read_file(data)
         self._check_size(file.width, file.height)
-        if name == SEMANTIC_MAP and file.format != "PNG":
-            raise PictureError(
-                ErrorCode.IMAGE_INVALID, f"a {file.format} file, which blurs classes; expected a PNG file"
-            )
+        if name == SEMANTIC_MAP:
+            _check_map(file)
         try:
             flat = _decode(file, _FLAT.get(name, _flat_picture))
         except PictureError:
@@ -172,12 +194,22 @@ def _flat_mask(image: Image.Image) -> Image.Image:
     return _over(_eight_bit(image), (0, 0, 0)).convert("L")
 
 
+def _check_map(file: PictureFile) -> None:
+    """Raises `PictureError` where pixels are no classes: grey values of fewer bits would be scaled, as PNG has it."""
+    if file.format != "PNG":
+        raise _no_map(f"a {file.format} file, which blurs classes; expected a PNG file")
+    depth, colour = file.data[24], file.data[25]  # of its header
+    if colour != _PALETTE and (colour, depth) != (_GREY, 8):
+        found = f"a PNG file of colour type {colour} with {depth} bits per channel"
+        raise _no_map(f"{found}; expected 8-bit grey values or palette indices, which are classes")
+
+
+def _no_map(detail: str) -> PictureError:
+    return PictureError(ErrorCode.IMAGE_INVALID, detail)
+
+
 def _flat_map(image: Image.Image) -> Image.Image:
-    if image.mode not in ("L", "P"):
-        raise PictureError(
-            ErrorCode.IMAGE_INVALID,
-            f"pixels of mode {image.mode}; expected 8-bit grey values or palette indices, which are classes",
-        )
+    """The values as they stand in the file, whatever colours a palette gives them."""
     return Image.frombytes("L", image.size, image.tobytes())
 
 

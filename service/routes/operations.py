@@ -30,11 +30,13 @@ class Readiness(BaseModel):
 
 
 @router.get("/healthz")
+@router.head("/healthz", include_in_schema=False)  # how some load balancers and monitors ask
 async def healthz() -> Health:
     """The process answers; says nothing about Redis or the store."""
     return Health()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=problems(ErrorCode.STORE_UNAVAILABLE))
 async def readyz(state: State) -> Readiness:
     """Whether jobs can be taken: Redis and the store answer. `models` tells which of them somebody works on."""

@@ -25,9 +25,10 @@ from broker.embedded import EmbeddedValkey
 from broker.gateway_side import JobBroker
 from broker.janitor import delete_job
 from broker.key_ring import CACHE_SECONDS, KeyRing
+from broker.limits import SubmitRefusedError
 from broker.quotas import OwnLimits, Quota
 from broker.stops import Stop
-from broker.submit import SubmitRefusedError, Submitted
+from broker.submit import Submitted
 from broker.take import TakenJob
 from broker.worker_side import WorkerBroker
 from contract import keys
@@ -149,6 +150,17 @@ async def test_redis_is_asked_once_in_a_while_however_many_ask(ring: KeyRing, re
     statistics: dict[str, dict[str, int]] = redis_client.info("commandstats")
     assert statistics["cmdstat_hgetall"]["calls"] == 1
     assert statistics["cmdstat_get"]["calls"] <= 2 * may_ask
+
+
+async def test_a_slow_redis_answers_for_all_who_wait(ring: KeyRing, redis_client: Redis) -> None:
+    """Else each would ask again behind the other, since an answer that took so long is old when it comes."""
+    create_key(redis_client, "team", SUBMIT_AND_READ)
+    redis_client.config_resetstat()
+    redis_client.client_pause(int(1300 * CACHE_SECONDS))
+    tables = await asyncio.gather(*(ring.table() for _ in range(20)))
+    assert all(table is tables[0] for table in tables)
+    statistics: dict[str, dict[str, int]] = redis_client.info("commandstats")
+    assert statistics["cmdstat_get"]["calls"] == 2  # the version, then once more beside the keys
 
 
 async def test_changes_are_known_when_the_cache_is_old(ring: KeyRing, redis_client: Redis) -> None:

@@ -211,7 +211,7 @@ async def test_all_faults_come_at_once(client: httpx.AsyncClient) -> None:
         (b"prompt=a", "column 1"),
         (b'{"prompt": "\xff"}', "column"),
         (b'{"prompt": "\\ud800"}', "column"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 10_000, "recursion"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "column"),
     ],
 )

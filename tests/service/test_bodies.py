@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from PIL import Image
 from starlette.requests import ClientDisconnect, Request
 
 from broker.worker_side import WorkerBroker
@@ -18,6 +19,7 @@ from service.app import create_app
 from service.body import Bodies
 from service.problems import ProblemError
 from service.schemas import REQUESTS, TextToImage
+from tests.service.picture_makers import file_of
 
 Serving = Callable[[Settings], AbstractAsyncContextManager[str]]
 PROMPT = "a pizza on a blue background"
@@ -90,6 +92,16 @@ async def test_text_of_a_form_is_utf_8_whatever_charset_it_names(
             assert "expected text in UTF-8" in error["detail"]
 
 
+@pytest.mark.parametrize("filename", [b"", b"; filename*=UTF-8''gr%C3%B6%C3%9Fe.png", "; filename=größe.png".encode()])
+async def test_a_picture_is_a_file_however_its_part_says_so(
+    client: httpx.AsyncClient, worker: WorkerBroker, filename: bytes
+) -> None:
+    picture = file_of(Image.new("RGB", (16, 16)))
+    form = part(b'Content-Disposition: form-data; name="image"' + filename + b"\r\nContent-Type: image/png", picture)
+    answer = await client.post("/v1/upscale", content=form + b"--limit--\r\n", headers=FORM)
+    assert answer.status_code == 202, answer.text
+
+
 async def test_long_and_odd_names_are_not_repeated_at_length(client: httpx.AsyncClient, worker: WorkerBroker) -> None:
     json_type = {"Content-Type": "application/json"}
     for body, headers in (
@@ -101,6 +113,30 @@ async def test_long_and_odd_names_are_not_repeated_at_length(client: httpx.Async
     ):
         document = await post(client, body, headers)
         assert (document["status"], document["code"]) == (422, "validation_failed")
+
+
+@pytest.mark.parametrize("value", [b"{}", b"1", b"[1]", b"[[1],2]"], ids=["objects", "numbers", "lists", "mixed"])
+async def test_millions_of_values_are_refused_unread(
+    client: httpx.AsyncClient, worker: WorkerBroker, value: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validated one by one they took 3.6 GB and ten seconds in which nobody else was served."""
+    many = b",".join([value] * 1_000_000)
+
+    def unexpected(*_: object, **__: object) -> None:
+        raise AssertionError("they were read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TextToImage, "model_validate_json", unexpected)
+        for field_name in (b"layout", b"loras", b"prompt"):
+            body = b'{"' + field_name + b'":[' + many + b"]}"
+            document = await post(client, body, {"Content-Type": "application/json"})
+            assert (document["status"], document["code"]) == (422, "validation_failed")
+            assert "more than 20,000 values" in document["errors"][0]["detail"]
+    words = ", ".join(["pizza"] * 1000)
+    layout = [{"label": 1, "box": [0.1, 0.2, 0.3, 0.4], "group": True, "inside": True} for _ in range(100)]
+    body = json.dumps({"prompt": words[:4000], "negative_prompt": words[:4000], "layout": layout}).encode()
+    document = await post(client, body, {"Content-Type": "application/json"})
+    assert "more than 20,000 values" not in str(document)  # the largest that somebody may mean
 
 
 async def test_json_inside_a_form(client: httpx.AsyncClient, worker: WorkerBroker) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from PIL import Image
 from broker.worker_side import WorkerBroker
 from contract.settings import Settings
 from contract.spec import JobSpec, LayoutObject
+from tests.service.picture_makers import chunk, header
+from tests.service.picture_makers import png as flat
 
 OBJECTS = [{"label": 5, "box": [0.1, 0, 0.4, 0.5]}, {"label": 19, "box": [0.5, 0.5, 0.5, 0.5], "group": True}]
 
@@ -29,6 +32,12 @@ def map_of(largest: int, mode: str = "L") -> Image.Image:
     if mode == "P":
         grey.putpalette([255 - value // 3 for value in range(768)])
     return grey
+
+
+def four_bits(value: int, colour: int = 0) -> bytes:
+    """64 x 32 pixels of grey or of a palette's index. Decoders make 17 times as much of such a grey."""
+    rows = zlib.compress((b"\0" + bytes((17 * value,)) * 32) * 32)
+    return flat(header(64, 32, 4, colour), chunk(b"PLTE", bytes(48)), chunk(b"IDAT", rows))
 
 
 def taken(worker: WorkerBroker) -> JobSpec:
@@ -88,6 +97,14 @@ async def test_a_semantic_map_keeps_its_values(
     assert (stored.mode, stored.getpixel((0, 0)), stored.getpixel((63, 31))) == ("L", 0, 181)
 
 
+async def test_a_small_palette_keeps_its_indices(
+    client: httpx.AsyncClient, worker: WorkerBroker, settings: Settings
+) -> None:
+    (await client.post("/v1/txt2img", files={"semantic_map": four_bits(5, colour=3)})).raise_for_status()
+    stored = Image.open(Path(settings.store_url.removeprefix("file:")) / taken(worker).inputs["semantic_map"])
+    assert stored.getextrema() == (5, 5)
+
+
 async def test_a_model_that_takes_nothing(client: httpx.AsyncClient, worker: WorkerBroker) -> None:
     (await client.post("/v1/txt2img", json={"model": "faces", "seed": 1})).raise_for_status()
     assert taken(worker).model == "faces"
@@ -140,8 +157,14 @@ async def test_what_a_model_does_not_take(
         (png(map_of(182)), {}, "/semantic_map", "has class 182; expected 0 to 181 for semantic"),
         (png(map_of(3)), {"width": "128"}, "/width", "the semantic_map's 64; got 128"),
         (png(map_of(3), "JPEG"), {}, "/semantic_map", "a JPEG file, which blurs classes; expected a PNG file"),
-        (png(map_of(3).convert("RGB")), {}, "/semantic_map", "pixels of mode RGB; expected 8-bit grey"),
-        (png(Image.new("I;16", (64, 32))), {}, "/semantic_map", "pixels of mode I;16; expected 8-bit grey"),
+        (
+            png(map_of(3).convert("RGB")),
+            {},
+            "/semantic_map",
+            "colour type 2 with 8 bits per channel; expected 8-bit grey",
+        ),
+        (png(Image.new("I;16", (64, 32))), {}, "/semantic_map", "colour type 0 with 16 bits per channel; expected"),
+        (four_bits(3), {}, "/semantic_map", "colour type 0 with 4 bits per channel; expected 8-bit grey"),
         (png(Image.new("L", (520, 64))), {}, "/semantic_map", "expected at most 512×512"),
         (b"map", {}, "/semantic_map", "not a picture"),
     ],

@@ -26,10 +26,17 @@ async def test_health_and_readiness(client: httpx.AsyncClient, worker: WorkerBro
     ready = await client.get("/readyz")
     assert ready.status_code == 200
     assert ready.json()["status"] == "ready"
-    names = ("darkroom-small", "darkroom-small-x4", "faces", "imagenet", "layout", "semantic")
+    names = ("darkroom-small", "darkroom-small-x4", "faces", "imagenet", "layout", "plain-x4", "semantic")
     assert ready.json()["models"] == dict.fromkeys(names, 1)
     worker.close()
     assert (await client.get("/readyz")).json()["models"] == dict.fromkeys(names, 0)
+
+
+async def test_heads_are_answered_where_monitors_ask_for_them(client: httpx.AsyncClient, worker: WorkerBroker) -> None:
+    for path in ("/healthz", "/readyz", "/docs"):
+        answer = await client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-length"] == str(len((await client.get(path)).content))
 
 
 async def test_a_model_without_a_worker_still_takes_jobs(client: httpx.AsyncClient, worker: WorkerBroker) -> None:

@@ -116,6 +116,24 @@ async def test_what_is_refused(source: bytes, code: ErrorCode) -> None:
     assert "expected" in caught.value.errors[0].detail
 
 
+async def test_what_waits_for_the_store_is_bounded() -> None:
+    """However small the files were, pictures that their requests still have are counted as they are kept."""
+    uploads = Uploads(64, 64 * 64, 64)
+    noise = Image.merge("RGB", [Image.effect_noise((64, 64), 100) for _ in range(3)])
+    small = file_of(noise, "JPEG", quality=1)
+    kept: list[Picture] = []
+    while sum(len(picture.png) for picture in kept) <= 20 * 3 * 64 * 64:
+        kept.append((await uploads.decode({"image": small}))["image"])
+    with pytest.raises(ProblemError) as caught:
+        await uploads.decode({"image": small})
+    assert caught.value.code is ErrorCode.UPLOADS_BUSY
+    assert caught.value.headers == {"Retry-After": "2"}
+    held = sum(len(picture.png) for picture in kept)
+    assert held > 5 * len(small) * len(kept)
+    del caught, kept[-5:]
+    assert (await uploads.decode({"image": small}))["image"].width == 64
+
+
 async def test_damage_anywhere_never_raises_anything_else() -> None:
     """Every single damaged byte of a small file gives a picture or the refusal."""
     data = file_of(Image.effect_noise((9, 9), 50).convert("RGB"), "WEBP", lossless=True)
