@@ -25,6 +25,7 @@ from broker.idempotency import Claims
 from broker.janitor import Cleaned, Janitor, delete_job
 from broker.jobs import JobPage, JobRecord
 from broker.key_ring import KeyRing
+from broker.limits import LimitCheck
 from broker.queues import read_ages
 from broker.reap import Sweeper, Swept
 from broker.rq_surface import queue_key
@@ -53,6 +54,7 @@ class JobBroker:
         self._cards_at = 0.0
         self._signers = Signers(self._redis, settings)
         self._submitter = Submitter(self._redis, settings)
+        self._limit_check = LimitCheck(self._redis, settings.max_queue_depth)
         self._hub = Hub(self._hub_redis)
         self._finisher = Finisher(self._sync_redis, settings)
         self._sweeper = Sweeper(self._sync_redis, settings)
@@ -68,10 +70,17 @@ class JobBroker:
         """Raises when Redis is away."""
         await self._redis.ping()
 
+    async def check_limits(
+        self, model: str, priority: Priority, api_key_id: str | None, idempotency_key: str | None
+    ) -> None:
+        """Raises the `limits.SubmitRefusedError` that a submit would meet now, before its pictures are looked at."""
+        limits = await self.key_ring.limits_of(api_key_id)
+        await self._limit_check(model, priority, api_key_id, idempotency_key, limits)
+
     async def submit(
         self, spec: JobSpec, idempotency_key: str | None = None, body_hash: str | None = None
     ) -> Submitted:
-        """Queues the job, all or nothing. Raises `submit.SubmitRefusedError` (queue full, rate, key used otherwise).
+        """Queues the job, all or nothing. Raises `limits.SubmitRefusedError` (queue full, rate, key used otherwise).
 
         `body_hash` is of the request as it came, before a seed is drawn; given exactly with an `idempotency_key`. Where
         the answer is not `created`, or an error, the inputs stored for `spec.id` are the caller's to delete.

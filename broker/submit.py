@@ -12,6 +12,7 @@ from broker.connection import text
 from broker.events import MAX_EVENTS
 from broker.gathered import GatheredScript
 from broker.jobs import JobRecord
+from broker.limits import LUA_LIMITS, SubmitRefusedError, arguments, refused
 from broker.quotas import Limits, Quota
 from contract import keys, metrics
 from contract.errors import ErrorCode
@@ -30,20 +31,13 @@ local LONGEST = 30 * 86400  -- a bucket that nobody touches for so long counts a
 local rq_job, job, events, idempotency, queue = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local jobs_of, waiting, rate, deadlines, counters, rq_queues = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local line, turns, all_jobs, running_limits, first_queue = KEYS[12], KEYS[13], KEYS[14], KEYS[15], KEYS[16]
-local id, body_hash, max_depth, patience = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local remember, deadline, steps, data, stamp = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
-local max_waiting, per_second, burst = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
-local max_running, counter, steps_counter, queue_name = ARGV[13], ARGV[14], ARGV[15], ARGV[16]
-local model, owner, description = ARGV[17], ARGV[18], ARGV[19]
-local clock = redis.call('TIME')
-local now = clock[1] + clock[2] / 1000000
-
-local bucket = redis.call('HMGET', rate, 'tokens', 'at')
-local since = math.max(0, now - (tonumber(bucket[2]) or now))
-local tokens = math.min(burst, (tonumber(bucket[1]) or burst) + since * per_second)
-local unfinished = redis.call('SCARD', waiting)
-local function say(outcome, value) return {outcome, value, tostring(tokens), unfinished} end
-
+local max_running, counter, steps_counter, queue_name = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local model, owner, description = ARGV[9], ARGV[10], ARGV[11]
+local id, body_hash, patience, remember = ARGV[12], ARGV[13], tonumber(ARGV[14]), ARGV[15]
+local deadline, steps, data, stamp = ARGV[16], ARGV[17], ARGV[18], ARGV[19]
+"""
+    + LUA_LIMITS
+    + """
 if redis.call('EXISTS', rq_job) == 1 then return say('accepted', id) end
 if body_hash ~= '' then
   local known = redis.call('HMGET', idempotency, 'body', 'job')
@@ -53,10 +47,8 @@ if body_hash ~= '' then
   end
 end
 
-if tokens < 1 then return say('rate_limited', tostring((1 - tokens) / per_second)) end
-local depth = redis.call('LLEN', queue)
-if depth >= max_depth then return say('queue_full', tostring(depth)) end
-if unfinished >= max_waiting then return say('key_full', tostring(max_waiting)) end
+local no = refusal()
+if no then return no end
 
 tokens, unfinished = tokens - 1, unfinished + 1
 redis.call('HSET', rate, 'tokens', tostring(tokens), 'at', string.format('%.6f', now))
@@ -91,7 +83,6 @@ answer[6] = first_queue == queue and depth or depth + redis.call('LLEN', first_q
 return answer
 """
 )
-_QUEUE_FULL_RETRY_SECONDS: Final = 5.0
 _SHARED_BY: Final = 4096  # API keys times models: what of them is kept ready
 
 
@@ -105,16 +96,6 @@ class Submitted:
     created: bool
     quota: Quota | None = field(default=None, compare=False)
     record: JobRecord | None = field(default=None, compare=False)
-
-
-class SubmitRefusedError(Exception):
-    """Nothing was queued. `code` is queue_full, rate_limited or idempotency_mismatch; `retry_after` in seconds."""
-
-    def __init__(self, code: ErrorCode, detail: str, quota: Quota, retry_after: float | None = None) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.quota = quota
-        self.retry_after = retry_after
 
 
 class Submitter:
@@ -142,9 +123,10 @@ class Submitter:
         answer, value, tokens, unfinished, *queued = await self._script(
             keys=(*_own_keys(spec, idempotency_key), *_shared_keys(spec.model, spec.priority, spec.api_key_id)),
             args=(
-                *self._own_arguments(spec, body_hash),
-                *_limit_arguments(limits),
+                *arguments(limits, self._settings.max_queue_depth),
+                limits.max_running or b"",
                 *_shared_arguments(spec.model, spec.task, spec.priority, spec.api_key_id),
+                *self._own_arguments(spec, body_hash),
             ),
         )
         job_id, created = _outcome(spec, text(answer), text(value), quota := Quota(limits, float(tokens), unfinished))
@@ -155,7 +137,6 @@ class Submitter:
         return (
             spec.id,
             body_hash or b"",
-            settings.max_queue_depth,
             min(settings.queue_deadline_seconds, spec.deadline_seconds or settings.queue_deadline_seconds),
             settings.idempotency_seconds,
             spec.deadline_seconds or b"",
@@ -198,12 +179,6 @@ def _shared_keys(model: str, priority: Priority, api_key_id: str | None) -> tupl
 
 
 @lru_cache(maxsize=_SHARED_BY)
-def _limit_arguments(limits: Limits) -> tuple[bytes, ...]:
-    numbers = (limits.max_waiting, limits.rate_per_second, limits.rate_burst, limits.max_running or "")
-    return tuple(str(number).encode() for number in numbers)
-
-
-@lru_cache(maxsize=_SHARED_BY)
 def _shared_arguments(model: str, task: Task, priority: Priority, api_key_id: str | None) -> tuple[bytes, ...]:
     names = (
         keys.counter(metrics.JOBS_SUBMITTED.name, model, task, priority),
@@ -242,17 +217,4 @@ def _outcome(spec: JobSpec, answer: str, value: str, quota: Quota) -> tuple[str,
             f"this Idempotency-Key made job {value} from another body; repeat that body or use a new key",
             quota,
         )
-    if answer == "rate_limited":
-        raise SubmitRefusedError(
-            ErrorCode.RATE_LIMITED,
-            f"more than {quota.limits.rate_per_second:g} requests per second; wait and repeat the request",
-            quota,
-            float(value),
-        )
-    whose = "your unfinished jobs" if answer == "key_full" else "the waiting jobs"
-    raise SubmitRefusedError(
-        ErrorCode.QUEUE_FULL,
-        f"{whose} for {spec.model} have reached the limit of {value}; wait for some to end and repeat the request",
-        quota,
-        _QUEUE_FULL_RETRY_SECONDS,
-    )
+    raise refused(spec.model, answer, value, quota)

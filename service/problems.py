@@ -15,8 +15,8 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from broker.connection import REDIS_UNAVAILABLE
+from broker.limits import SubmitRefusedError
 from broker.store import StoreError
-from broker.submit import SubmitRefusedError
 from contract.errors import ErrorCode
 from contract.spec import JobError
 from service.quotas import fields_of_refusal

@@ -6,8 +6,8 @@ Policy "submits" is the token bucket, "jobs" the unfinished jobs of one model. B
 from math import ceil, floor
 from typing import Any, Final
 
+from broker.limits import SubmitRefusedError
 from broker.quotas import Limits, Quota
-from broker.submit import SubmitRefusedError
 from contract.errors import ErrorCode
 
 HEADERS: Final[dict[str, dict[str, Any]]] = {

@@ -9,8 +9,9 @@ from hashlib import sha256
 import structlog
 
 from broker.connection import REDIS_UNAVAILABLE
+from broker.limits import SubmitRefusedError
 from broker.store import Store, StoreError
-from broker.submit import SubmitRefusedError, Submitted
+from broker.submit import Submitted
 from contract import keys
 from contract.card import ModelCard
 from contract.errors import ErrorCode
@@ -35,7 +36,10 @@ async def submit(
     Raises `ProblemError`, `SubmitRefusedError`, the broker's idempotency errors, `StoreError` and what Redis raises.
     """
     card = await _card(state, task, request)
-    pictures = await state.uploads.decode(pictures_of(request))
+    given = pictures_of(request)
+    if given:
+        await state.broker.check_limits(card.name, request.priority, caller, idempotency_key)
+    pictures = await state.uploads.decode(given)
     check_pictures(task, request, pictures, card, state.settings)
     body = body_hash(task, request, pictures) if idempotency_key else None
     spec = build_spec(task, request, pictures, card, caller, time.time(), request_id)

@@ -7,7 +7,8 @@ import pytest
 from redis import Redis
 
 from broker.gateway_side import JobBroker
-from broker.submit import SubmitRefusedError, Submitted
+from broker.limits import SubmitRefusedError
+from broker.submit import Submitted
 from contract import keys
 from contract.errors import ErrorCode
 from contract.settings import Settings
