@@ -51,7 +51,7 @@ class WorkerMetrics:
         self._tick_seconds.labels(*labels).observe(tick.seconds)
 
     def _label(self, lane: LaneKey) -> str:
-        """Callers choose the sizes of pictures, so that the lanes after the first `_MAX_LANES` are one for Prometheus."""
+        """Callers choose sizes: the lanes that come after the first `_MAX_LANES` are one for Prometheus."""
         if len(self._lanes) < _MAX_LANES:
             self._lanes.add(lane)
         return lane.label if lane in self._lanes else "other"

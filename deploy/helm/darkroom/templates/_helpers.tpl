@@ -44,7 +44,8 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* Environment of all programs; `settings` is a list of maps, the later ones win. */}}
+{{/* Environment of all programs; `settings` is a list of maps, the later ones win: `merge` would lose false and 0. Numbers
+are floats here; as JSON they keep all their digits, where `quote` alone would write 4.194304e+06. */}}
 {{- define "darkroom.env" -}}
 - name: DARKROOM_REDIS_URL
   valueFrom:
@@ -70,7 +71,9 @@ securityContext:
 {{- end }}
 {{- $settings := dict }}
 {{- range .settings }}
-{{- $settings = merge (deepCopy (default dict .)) $settings }}
+{{- range $name, $value := . }}
+{{- $_ := set $settings $name (kindIs "string" $value | ternary $value (toJson $value)) }}
+{{- end }}
 {{- end }}
 {{- range $name, $value := $settings }}
 - name: {{ $name }}
