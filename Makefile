@@ -57,8 +57,8 @@ lint: $(STAMP) ## ruff, mypy in strict mode and the import rules
 demo: $(STAMP) ## start everything, make pictures, stop: with PROMPT="..." [SEED=7] [OUT=x.png] that one picture
 	@$(BIN)/darkroom demo $${PROMPT:+--prompt "$$PROMPT"} $${SEED:+--seed "$$SEED"} $${OUT:+--out "$$OUT"}
 
-serve: $(STAMP) ## the same stack, kept running until Ctrl-C
-	@$(BIN)/darkroom up
+serve: $(STAMP) ## the same stack at http://127.0.0.1:8000, kept running until Ctrl-C
+	@$(BIN)/darkroom up $(ARGS)
 
 score: $(STAMP) ## judge the shipped model on 200 prompts, inpainting and upscaling
 	$(BIN)/python -m benchmarks.score $(ARGS)

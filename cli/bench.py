@@ -8,7 +8,7 @@ import typer
 
 from cli import options
 from cli.console import friendly_errors, out
-from cli.server import DEFAULT_MODELS, names
+from cli.server import DEFAULT_MODELS, model_names
 
 if TYPE_CHECKING:
     from models.latent_diffusion import LatentDiffusion
@@ -49,7 +49,7 @@ def calibrate(
         try:
             numerics.pin(threads)
             chosen = select(device)
-            for name in names(models):
+            for name in model_names(models):
                 served = load(model_dir / name)
                 plan = Plan(lanes_of(served), slots, rounds, partial(smallest_psnr, served))
                 entry = measure(served.model.to(chosen), plan)

@@ -16,7 +16,7 @@ from cli import options
 from cli.client import DarkroomClient, Job
 from cli.console import err, finish_with_bar, friendly_errors, out
 from cli.contact_sheet import contact_sheet
-from cli.generate import given, output_format
+from cli.generate import given, output_format, prepare_output
 from cli.server import SHIPPED_MODELS
 from cli.stack import Stack, StackConfig, StackError, stop_signals_raise
 from contract.spec import Task
@@ -58,6 +58,7 @@ def demo(
     models = SHIPPED_MODELS if prompt is None else SHIPPED_MODELS[:1]
     try:
         with tempfile.TemporaryDirectory(prefix="darkroom-") as data, stop_signals_raise(), friendly_errors():
+            prepare_output(folder if out_file is None else out_file)
             started = time.monotonic()
             err.print("starting Valkey, gateway and worker ...")
             with Stack(StackConfig(Path(data), model_dir, models)) as stack:
@@ -114,7 +115,6 @@ def middle_mask(picture: bytes) -> bytes:
 
 
 def write(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
 

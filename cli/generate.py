@@ -2,16 +2,19 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import httpx
 import typer
 
 from cli import options
 from cli.client import DarkroomClient, Job
-from cli.console import finish_with_bar, friendly_errors, out
+from cli.console import err, finish_with_bar, friendly_errors, out
 from contract.spec import OutputFormat, Task
 
 _SUFFIXES: Mapping[str, OutputFormat] = {
@@ -57,6 +60,21 @@ def output_format(asked: OutputFormat | None, output: Path | None) -> OutputForm
     return _SUFFIXES.get(output.suffix.lower(), OutputFormat.PNG) if output else OutputFormat.PNG
 
 
+def prepare_output(output: Path | None) -> None:
+    """Makes the folder. Raises `typer.BadParameter` and `OSError` for what could not be written once the pictures are
+    made."""
+    if output is None or output.suffix.lower() in _SUFFIXES:
+        folder = output.parent if output else Path()
+    elif output.suffix and not output.is_dir():
+        endings = ", ".join(_SUFFIXES)
+        raise typer.BadParameter(f"{output}: expected a folder, or a file that ends in {endings}", param_hint="-o")
+    else:
+        folder = output
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written to")
+
+
 def output_paths(output: Path | None, job: Job) -> list[Path]:
     """One path per picture: a given file's name gets the index when there are several."""
     extensions = [picture.content_type.removeprefix("image/") for picture in job.images]
@@ -74,7 +92,6 @@ def output_paths(output: Path | None, job: Job) -> list[Path]:
 def save_pictures(client: DarkroomClient, job: Job, output: Path | None) -> list[Path]:
     paths = output_paths(output, job)
     for picture, path in zip(job.images, paths, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(client.download(picture))
     return paths
 
@@ -149,11 +166,23 @@ def _run(
     server: tuple[str, str | None], task: Task, fields: Mapping[str, Any], output: Path | None, **pictures: Path
 ) -> None:
     with friendly_errors(), DarkroomClient(*server) as client:
+        prepare_output(output)
         job = client.submit(task, fields, **{name: path.read_bytes() for name, path in pictures.items()})
-        job = finish_with_bar(client, job, task.value)
-        paths = save_pictures(client, job, output)
+        with _told_when_left(job):
+            job = finish_with_bar(client, job, task.value)
+            paths = save_pictures(client, job, output)
     for picture, path in zip(job.images, paths, strict=True):
         out.print(f"{path}  {picture.width}x{picture.height}  seed {picture.seed}", highlight=False, markup=False)
+
+
+@contextmanager
+def _told_when_left(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, httpx.TransportError, OSError):
+        show, cancel = (f"`darkroom jobs {command} {job.id}`" for command in ("show", "cancel"))
+        err.print(f"the job does not depend on this command: {show}, {cancel}", markup=False, soft_wrap=True)
+        raise
 
 
 @_taking(_content, _request, _server)

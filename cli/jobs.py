@@ -1,9 +1,11 @@
 """`darkroom jobs`: what a server works on."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from cli import options
 from cli.client import DarkroomClient, Job
@@ -11,6 +13,9 @@ from cli.console import friendly_errors, out
 from contract.spec import JobStatus
 
 app = typer.Typer(no_args_is_help=True, help="List, show, cancel and delete the jobs of your API key.")
+
+_WHOLE = (("id", 32), ("task", 7), ("status", 9), ("age", 4))
+"""Columns that a narrow terminal leaves as they are, with their widths."""
 
 JobId = Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")]
 
@@ -25,11 +30,20 @@ def list_jobs(
     """The newest jobs first."""
     with friendly_errors(), DarkroomClient(url, api_key) as client:
         page = client.jobs(status, limit)
-    table = Table(Column("id", no_wrap=True), "task", "model", "status", "created", "prompt")
+    whole = [Column(name, no_wrap=True, min_width=width) for name, width in _WHOLE]
+    table = Table(*whole, *(Column(name, no_wrap=True) for name in ("model", "prompt")), box=None, pad_edge=False)
     for job in (Job.model_validate(entry) for entry in page["data"]):
         prompt = str(job.request.get("prompt", ""))
-        table.add_row(job.id, job.task.value, job.model, job.status.value, job.created_at, prompt)
+        table.add_row(job.id, job.task.value, job.status.value, _age(job.created_at), job.model, Text(prompt))
     out.print(table)
+
+
+def _age(created_at: str) -> str:
+    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(created_at)).total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f}{unit}"
+    return f"{seconds:.0f}s"
 
 
 @app.command()

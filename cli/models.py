@@ -113,6 +113,9 @@ def list_models(
             entries = registered(model_dir)
         except RegistryError as error:
             raise OSError(str(error)) from error
+    if not entries:
+        err.print(f"{model_dir} holds no models: name another folder with --model-dir", markup=False, soft_wrap=True)
+        return
     table = Table("model", "tasks", "description", "from")
     for card, source in entries:
         table.add_row(card.name, ", ".join(card.tasks), card.description, source)

@@ -55,7 +55,9 @@ Negative = Annotated[str, typer.Option("--negative", help="What to stay away fro
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", help="Model name; see `darkroom models`. \\[default: the task's first]", rich_help_panel=_GENERATION
+        "--model",
+        help="Name of a model, as `darkroom models list --server` shows it. \\[default: the task's first]",
+        rich_help_panel=_GENERATION,
     ),
 ]
 Width = Annotated[int | None, typer.Option("--width", help="Pixels.", rich_help_panel=_GENERATION)]

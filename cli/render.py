@@ -55,6 +55,8 @@ def render(
     with friendly_errors():
         try:
             given = json.loads(spec_file.read_text(encoding="utf-8"))
+            if not isinstance(given, dict) or not (model or "model" in given):
+                raise ValueError("expected an object with the name of a `model`, or --model")
             folder = model or model_dir / str(given["model"])
             served = _served(folder, Told(tokenizer=tokenizer, prediction_type=prediction_type))
             spec = complete({**given, "model": served.card.name}, served.card)
@@ -63,7 +65,7 @@ def render(
             for warning in job_warnings(spec, served.card, served.model.conditioner):
                 err.print(f"warning: {warning.message}", style="yellow", markup=False)
             files = _make(served, spec, requests, folder.parent, _settings(dtype, trial=model is not None), device)
-        except (KeyError, ValueError, ModelFolderError, BadJobError) as error:
+        except (ValueError, ModelFolderError, BadJobError) as error:
             raise typer.BadParameter(f"{spec_file}: {error}") from error
         output.mkdir(parents=True, exist_ok=True)
         for index, data in enumerate(files):

@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cli import options
-from cli.console import err, out
+from cli.console import err, out, read_settings
 from cli.stack import Stack, StackConfig, StackError, stop_signals_raise
 
 SHIPPED_MODELS = ("darkroom-small", "darkroom-small-x4")
@@ -23,8 +25,18 @@ def names(models: str) -> list[str]:
     return [name.strip() for name in models.split(",") if name.strip()]
 
 
+def model_names(models: str) -> list[str]:
+    """Raises `typer.BadParameter` where there is none."""
+    found = names(models)
+    if not found:
+        raise typer.BadParameter(f"{models!r}: expected names, comma-separated", param_hint="--models")
+    return found
+
+
 def up(
-    port: Annotated[int, typer.Option("--port", help="Port of the gateway; 0 takes a free one.")] = 0,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8000,
     data_dir: Annotated[Path, typer.Option("--data-dir", help="Keeps queue, pictures and logs.")] = Path(".darkroom"),
     models: Models = DEFAULT_MODELS,
     model_dir: options.ModelDir = options.DEFAULT_MODEL_DIR,
@@ -34,7 +46,7 @@ def up(
     Listens on 127.0.0.1 only. Jobs and pictures are kept in --data-dir.
     """
     started = time.monotonic()
-    config = StackConfig(folder=data_dir, model_dir=model_dir, models=names(models), port=port)
+    config = StackConfig(folder=data_dir, model_dir=model_dir, models=model_names(models), port=port)
     try:
         with stop_signals_raise(), Stack(config) as stack:
             seconds = time.monotonic() - started
@@ -52,11 +64,12 @@ def up(
 
 def examples(url: str) -> str:
     """Commands to paste into another terminal."""
+    darkroom = "darkroom" if shutil.which("darkroom") else sys.argv[0]
     body = '\'{"prompt": "a pizza on a blue background", "seed": 7}\''
     return f"""
 From another terminal:
   export DARKROOM_URL={url}
-  darkroom txt2img "a pizza on a blue background" --seed 7 -o pizza.png
+  {darkroom} txt2img "a pizza on a blue background" --seed 7 -o pizza.png
   curl -s {url}/v1/models
   curl -s -H 'Content-Type: application/json' -H 'Prefer: wait=60' -d {body} {url}/v1/txt2img
   curl -s -F image=@pizza.png -H 'Prefer: wait=60' {url}/v1/upscale
@@ -65,10 +78,9 @@ API reference: {url}/docs   Ctrl-C stops."""
 
 def gateway() -> None:
     """Serve HTTP. Settings come from DARKROOM_... variables; needs Redis or Valkey and a picture store, never torch."""
-    from contract.settings import Settings
     from service.main import main
 
-    main(Settings())
+    main(read_settings())
 
 
 Devices = Annotated[
@@ -88,7 +100,6 @@ def worker(
     SIGTERM or Ctrl-C finishes what has begun; a second one hands it back at once.
     """
     from contract.log import configure_log
-    from contract.settings import Settings
     from worker.supervisor import Supervisor, worker_command
 
     wrong = [device for device in names(devices) if not re.fullmatch(r"cpu|cuda:\d+", device)]
@@ -97,7 +108,7 @@ def worker(
     if importlib.util.find_spec("torch") is None:
         err.print("a worker needs torch: install the extra `darkroom\\[worker]`", style="red")
         raise typer.Exit(1)
-    settings = Settings()
+    settings = read_settings()
     configure_log(settings.log_format)
-    if not Supervisor(settings, names(devices), worker_command(names(models), model_dir)).run():
+    if not Supervisor(settings, names(devices), worker_command(model_names(models), model_dir)).run():
         raise typer.Exit(1)

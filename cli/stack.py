@@ -1,7 +1,9 @@
-"""The whole service on this machine: Valkey, a gateway and a worker as child processes, on free loopback ports."""
+"""The whole service on this machine: Valkey, a gateway and a worker as child processes, on loopback ports."""
 
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,8 +27,8 @@ class StackError(RuntimeError):
 
 @dataclass(frozen=True)
 class StackConfig:
-    """`folder` gets the queue's file, the pictures and the logs. `port` 0 takes a free one. `settings` are environment
-    variables (DARKROOM_...) of the gateway and the worker."""
+    """`folder` gets the queue's file, the pictures and the logs; one stack at a time may use it. `port` 0 takes a free
+    one. `settings` are environment variables (DARKROOM_...) of the gateway and the worker."""
 
     folder: Path
     model_dir: Path
@@ -44,6 +46,7 @@ class Stack:
         self.url = ""
         self._valkey = EmbeddedValkey(config.folder.resolve() / "valkey")
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock: int | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -81,6 +84,9 @@ class Stack:
                     process.wait()
             self._parts.clear()
             self._valkey.stop()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
 
     def check(self) -> None:
         """Raises `StackError` if a part has ended."""
@@ -96,11 +102,13 @@ class Stack:
     def _start(self) -> None:
         config = self.config
         (config.folder / "logs").mkdir(parents=True, exist_ok=True)
+        self._lock = _claim(config.folder)
+        port = config.port or free_port()
+        _require_free(port)
         try:
             self._valkey.start()
         except NoServerError as error:
             raise StackError(str(error)) from error
-        port = config.port or free_port()
         self.url = f"http://127.0.0.1:{port}"
         environment = (
             os.environ
@@ -120,7 +128,9 @@ class Stack:
             self._wait("worker", lambda: self._all_models_served(client.ready() or {}))
 
     def _spawn(self, name: str, arguments: Sequence[str], environment: dict[str, str]) -> None:
-        """In a session of its own: Ctrl-C in the terminal is for `stop` to pass on, in order."""
+        """In a session of its own: Ctrl-C in the terminal is for `stop` to pass on, in order. With the lock, so that
+        what outlives a killed stack keeps its folder from the next one."""
+        assert self._lock is not None
         with self.log_path(name).open("ab") as log:
             self._parts[name] = subprocess.Popen(
                 [sys.executable, "-m", "cli.main", *arguments],
@@ -129,6 +139,7 @@ class Stack:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=(self._lock,),
             )
 
     def _all_models_served(self, workers: Mapping[str, int]) -> bool:
@@ -145,6 +156,32 @@ class Stack:
 
     def _log_tail(self, name: str) -> str:
         return self.log_path(name).read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+
+
+def _claim(folder: Path) -> int:
+    """The lock of a folder, as an open file: two Valkeys on one append-only file would ruin it. Raises `StackError`."""
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise StackError(
+            f"{folder} is in use by another `darkroom up`, or by what a killed one left running: stop that first, or "
+            "give another --data-dir"
+        ) from error
+    return lock
+
+
+def _require_free(port: int) -> None:
+    """Raises `StackError`; otherwise whatever else listens there would be taken for our gateway."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the gateway does: closed connections linger
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise StackError(
+                f"port {port} cannot be used ({error.strerror}): give another with --port, or --port 0 for a free one"
+            ) from error
 
 
 @contextmanager

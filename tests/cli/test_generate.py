@@ -1,6 +1,5 @@
 """How commands turn options into requests and pictures into files."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from cli.client import Job
-from cli.generate import given, output_format, output_paths, parse_layout, parse_loras
+from cli.generate import given, output_format, output_paths, parse_layout, parse_loras, prepare_output
 from cli.main import app
 from contract.spec import OutputFormat
 
@@ -93,10 +92,65 @@ def test_each_picture_gets_a_path(output: Path | None, pictures: int, expected: 
     assert output_paths(output, job_with(pictures)) == [Path(path) for path in expected]
 
 
-def test_without_a_server_the_error_says_what_to_do() -> None:
-    done = CliRunner().invoke(app, ["jobs", "list", "--url", "http://127.0.0.1:9"])
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://127.0.0.1:9", "no server answered at http://127.0.0.1:9 ("),
+        ("localhost:8000", "e.g. http://127.0.0.1:8000"),
+        ("http://[", "e.g. http://127.0.0.1:8000"),
+    ],
+)
+def test_without_a_server_the_error_says_what_to_do(url: str, said: str) -> None:
+    done = CliRunner().invoke(app, ["jobs", "list", "--url", url])
     assert done.exit_code == 1
-    assert "Start one with" in re.sub(r"\s+", " ", done.stderr)
+    assert said in done.stderr
+    assert "Start one with `darkroom up`" in done.stderr
+
+
+def test_what_cannot_be_written_is_refused_before_a_job_is_made(tmp_path: Path) -> None:
+    """No server is asked: these errors are not that none answers."""
+    (tmp_path / "file").touch()
+    for output, said in (("a.gif", "expected a folder, or a file that ends in .png"), ("file/a.png", "file")):
+        arguments = ["txt2img", "a pizza", "--url", "http://127.0.0.1:9", "-o", str(tmp_path / output)]
+        done = CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
+        assert done.exit_code in (1, 2)
+        assert said in done.stderr
+        assert "no server" not in done.stderr
+    prepare_output(tmp_path / "new" / "a.png")
+    prepare_output(tmp_path / "other")
+    assert (tmp_path / "new").is_dir()
+    assert (tmp_path / "other").is_dir()
+
+
+@pytest.mark.parametrize("command", ["gateway", "worker"])
+def test_a_wrong_setting_is_one_line_with_its_name(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_PORT", "secret")
+    done = CliRunner().invoke(app, [command])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("DARKROOM_PORT: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("spec", ["[]", '{"task": "txt2img"}', "no JSON"])
+def test_a_spec_without_a_model_is_told(spec: str, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(spec)
+    done = CliRunner().invoke(app, ["render", str(tmp_path / "spec.json")], env={"COLUMNS": "300"})
+    assert done.exit_code == 2
+    assert "expect" in done.stderr.lower()
+
+
+def test_a_folder_without_models_is_told(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["models", "list", "--model-dir", str(tmp_path)])
+    assert done.exit_code == 0
+    assert f"{tmp_path} holds no models" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [["--models", " , "], ["--port", "70000"]])
+def test_up_needs_models_and_a_port(wrong: list[str]) -> None:
+    done = CliRunner().invoke(app, ["up", *wrong])
+    assert done.exit_code == 2
+    assert wrong[0] in done.stderr
 
 
 @pytest.mark.parametrize(

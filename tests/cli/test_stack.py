@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,7 +117,9 @@ def test_what_the_model_does_not_take_is_sent_and_refused(stack: Stack, tmp_path
 
 def test_jobs_are_listed_shown_and_deleted(stack: Stack, client: DarkroomClient) -> None:
     job = client.result(followed(client, client.submit(Task.TXT2IMG, {"prompt": "a pizza", "seed": 3})))
-    assert job.id in run(stack, "jobs", "list", "--status", "succeeded").stdout
+    listing = CliRunner().invoke(app, ["jobs", "list", "--url", stack.url], env={"COLUMNS": "80"}).stdout
+    line = next(line for line in listing.splitlines() if job.id in line)
+    assert re.fullmatch(rf"{job.id} +txt2img +succeeded +\d+s .*", line), "a narrow terminal keeps what matters"
     shown = json.loads(run(stack, "jobs", "show", job.id).stdout)
     assert shown["images"][0]["seed"] == 3
     run(stack, "jobs", "delete", job.id)
@@ -185,7 +188,7 @@ def test_demo_makes_three_pictures_and_a_sheet(model_dir: Path, tmp_path: Path) 
 
 
 def test_ctrl_c_stops_everything(model_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cli.main", "up", "--models", BASE]
+    command = [sys.executable, "-m", "cli.main", "up", "--port", "0", "--models", BASE]
     command += ["--model-dir", str(model_dir), "--data-dir", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as up:
         assert up.stdout is not None
@@ -212,6 +215,40 @@ def test_a_part_that_cannot_start_is_shown_with_its_log(tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"the worker ended with status 1:[\s\S]*card\.json is missing"), stack:
         pass
     assert stack.pids == {}
+
+
+def test_a_folder_serves_one_stack_at_a_time(stack: Stack, model_dir: Path) -> None:
+    other = Stack(StackConfig(stack.config.folder, model_dir, (BASE,)))
+    with pytest.raises(StackError, match=r"in use by another `darkroom up`.*--data-dir"), other:
+        pass
+    assert other.pids == {}
+    assert httpx.get(f"{stack.url}/readyz").is_success
+
+
+def test_a_port_of_others_is_told_before_anything_starts(stack: Stack, model_dir: Path, tmp_path: Path) -> None:
+    """The gateway behind it must not be taken for our own."""
+    port = httpx.URL(stack.url).port
+    command = ["up", "--port", str(port), "--data-dir", str(tmp_path), "--model-dir", str(model_dir), "--models", BASE]
+    for _ in range(2):  # the first has left the folder free
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 1
+        assert f"port {port} cannot be used (Address already in use): give another with --port" in done.stderr
+        assert done.stdout == ""
+
+
+def test_whoever_stops_waiting_is_told_of_the_job(stack: Stack, client: DarkroomClient, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cli.main", "txt2img", "a pizza", "--steps", "150", "-n", "8", "--url", stack.url]
+    with subprocess.Popen([*command, "-o", str(tmp_path)], stderr=subprocess.PIPE, text=True) as waiting:
+        deadline = time.monotonic() + 30
+        while not (page := client.jobs(JobStatus.RUNNING))["data"] and time.monotonic() < deadline:
+            time.sleep(0.02)
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.stderr is not None
+        told = re.search(r"`darkroom jobs cancel (\w+)`", waiting.stderr.read())
+    assert waiting.returncode == 130
+    assert told is not None
+    assert told[1] == page["data"][0]["id"]
+    client.cancel(told[1])
 
 
 def test_a_downloaded_file_is_compared_with_its_digest(client: DarkroomClient) -> None:
