@@ -1,7 +1,10 @@
 # Two images from one file: `docker build --target gateway .` has no torch, `--target worker .` has torch and the weights.
 # docs/operations.md tells how to run them. Both run without root, and with a read-only root file system.
+# Behind a mirror of PyPI add `--secret id=pip,src=pip.conf`: pip reads the file, and no layer keeps it.
 
-FROM python:3.11.17-slim-bookworm AS base
+# Another name for the same image, where Docker Hub is reached through a mirror.
+ARG PYTHON_IMAGE
+FROM ${PYTHON_IMAGE:-python:3.11.17-slim-bookworm} AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
     HOME=/tmp
@@ -15,13 +18,15 @@ ENTRYPOINT ["darkroom"]
 # What is needed, told apart from our own code: a change of code leaves the large layers as they are.
 FROM base AS build
 COPY . ./
-RUN pip install --constraint constraints.txt hatchling \
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install --constraint constraints.txt hatchling \
     && pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && python deploy/requirements.py pyproject.toml requirements
 
 FROM base AS gateway
 COPY --from=build /app/constraints.txt /app/requirements/gateway.txt ./
-RUN pip install --constraint constraints.txt --requirement gateway.txt
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install --constraint constraints.txt --requirement gateway.txt
 COPY --from=build /app/dist dist
 RUN pip install --no-deps --no-index dist/*.whl
 USER 10001:10001
@@ -33,11 +38,15 @@ CMD ["gateway"]
 
 FROM base AS worker
 # Index of torch's CPU wheels, or of those for one version of CUDA. Without it pip takes the build of the usual index.
+# It stays readable in the image's history: an index that wants a password goes into the secret instead.
 ARG TORCH_INDEX_URL
 COPY --from=build /app/constraints.txt /app/requirements/torch.txt ./
-RUN pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} --requirement torch.txt
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install --constraint constraints.txt ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} \
+    --requirement torch.txt
 COPY --from=build /app/requirements/worker.txt ./
-RUN pip install --constraint constraints.txt --requirement worker.txt
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    pip install --constraint constraints.txt --requirement worker.txt
 COPY --chown=10001:10001 weights/darkroom-small /models/darkroom-small
 COPY --chown=10001:10001 weights/darkroom-small-x4 /models/darkroom-small-x4
 COPY --from=build /app/dist dist

@@ -23,8 +23,14 @@ class Instruction(NamedTuple):
     text: str
 
 
+def defaults(text: str) -> str:
+    """`text` with ${NAME:-default} filled in, and some secret for ${NAME:?message}."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", re.sub(r"\$\{\w+:\?[^}]*\}", "5ec2e7", text))
+
+
 def stages() -> dict[str, list[Instruction]]:
-    """Of the Dockerfile, by name; each begins with its FROM. Comments are left out, continued lines joined."""
+    """Of the Dockerfile, by name; each begins with its FROM. Comments and the
+    arguments before the first stage are left out, continued lines joined, defaults of FROM filled in."""
     text = re.sub(r"\\\n\s*", " ", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
     found: dict[str, list[Instruction]] = {}
     for line in text.splitlines():
@@ -32,8 +38,10 @@ def stages() -> dict[str, list[Instruction]]:
             continue
         word, _, rest = line.partition(" ")
         if word == "FROM":
+            rest = defaults(rest)
             current = found[rest.split()[-1]] = []
-        current.append(Instruction(word, rest.strip()))
+        if found:
+            current.append(Instruction(word, rest.strip()))
     return found
 
 

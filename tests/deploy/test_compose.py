@@ -10,15 +10,10 @@ import pytest
 import yaml
 
 from contract.settings import Settings
-from tests.deploy.files import ROOT, SETTINGS, check_schema, compose, exact, run, stages
+from tests.deploy.files import ROOT, SETTINGS, check_schema, compose, defaults, exact, run, stages
 
 SERVICES: dict[str, Any] = compose()["services"]
 OURS = ("gateway", "worker", "worker-gpu")
-
-
-def defaults(text: str) -> str:
-    """`text` with ${NAME:-default} filled in."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
 
 def test_it_is_a_compose_file(tmp_path: Path) -> None:
@@ -38,11 +33,13 @@ def test_images_have_exact_tags() -> None:
 
 
 def test_what_is_built_is_a_stage_of_the_dockerfile() -> None:
-    arguments = {line.text for name in ("gateway", "worker") for line in stages()[name] if line.word == "ARG"}
+    arguments = set(re.findall(r"^ARG (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
     for name in OURS:
         build = SERVICES[name]["build"]
         assert build["target"] in stages()
-        assert set(build.get("args", {})) <= arguments
+        assert set(build["args"]) <= arguments
+        assert build["secrets"] == ["pip"]
+    assert compose()["secrets"]["pip"] == {"file": "${PIP_CONF:-/dev/null}"}
 
 
 def test_ports_are_published_on_loopback_alone() -> None:

@@ -78,6 +78,13 @@ def test_health_checks_tell_the_well_from_the_stuck(target: str, monkeypatch: py
     assert "503" in stuck.stderr
 
 
+def test_pip_reads_its_settings_from_a_secret_wherever_it_asks_an_index() -> None:
+    asks = [line.text for lines in stages().values() for line in lines if "pip install" in line.text]
+    mounted = [text for text in asks if text.startswith("--mount=type=secret,id=pip,target=/etc/pip.conf ")]
+    assert len(mounted) == 4
+    assert [text for text in asks if text not in mounted and "--no-index" not in text] == []
+
+
 def test_the_wheel_index_is_an_argument_without_default() -> None:
     assert words("worker", "ARG") == ["TORCH_INDEX_URL"]
     assert "torch" not in " ".join(line.text for line in stages()["gateway"])
@@ -104,7 +111,7 @@ def test_the_build_sees_what_is_named_and_no_secret() -> None:
 
 class Build:
     """Runs a stage's COPY and RUN lines in a plain folder, `app` for /app, with a virtual environment for the image's
-    Python. What needs root or concerns the machine (users, folders of /) stays undone."""
+    Python. What needs root or concerns the machine (users, folders of /, secrets mounted) stays undone."""
 
     def __init__(self, folder: Path, python: Path) -> None:
         self.app = folder / "app"
@@ -116,7 +123,8 @@ class Build:
             if line.word == "COPY" and "/models/" not in line.text:
                 self._copy(shlex.split(line.text), earlier)
             elif line.word == "RUN":
-                done = run(["bash", "-c", line.text], cwd=self.app, env=self._environment)
+                script = re.sub(r"--mount=\S+ ", "", line.text)
+                done = run(["bash", "-c", script], cwd=self.app, env=self._environment)
                 assert done.returncode == 0, f"{line.text}\n{done.stdout}{done.stderr}"
 
     def _copy(self, parts: list[str], earlier: "Build | None") -> None:
