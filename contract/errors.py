@@ -29,6 +29,7 @@ class ErrorCode(StrEnum):
     MODEL_NOT_FOUND = "model_not_found", 404, "There is no such model"
     IMAGE_NOT_FOUND = "image_not_found", 404, "There is no such image"
     METHOD_NOT_ALLOWED = "method_not_allowed", 405, "This address does not take this method"
+    REQUEST_TIMEOUT = "request_timeout", 408, "The request did not come whole in time"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict", 409, "A request with this Idempotency-Key is in progress"
     JOB_NOT_ENDED = "job_not_ended", 409, "The job has not ended"
     JOB_ENDED = "job_ended", 409, "The job has already ended"

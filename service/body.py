@@ -19,6 +19,7 @@ R = TypeVar("R", bound=PictureRequest)
 
 JSON_TYPE: Final = "application/json"
 FORM_TYPE: Final = "multipart/form-data"
+BODY_SECONDS: Final = 300.0
 _SMALL_BYTES: Final = 64 * 1024
 _MAX_ERRORS: Final = 50
 _MAX_VALUES: Final = 20_000
@@ -56,7 +57,15 @@ class Share:
 
     async def read(self, request: Request, model: type[R]) -> R:
         """The body as its model. A field that JSON has twice counts as it stands last. Raises `ProblemError`: 400 not
-        JSON or not a form, 415 another type, 422 fields, 429 too much at once."""
+        JSON or not a form, 408 too slow, 415 another type, 422 fields, 429 too much at once."""
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                return await self._read(request, model)
+        except TimeoutError:
+            detail = f"expected the body within {BODY_SECONDS:g} s; send smaller pictures"
+            raise ProblemError(ErrorCode.REQUEST_TIMEOUT, detail, headers={"Connection": "close"}) from None
+
+    async def _read(self, request: Request, model: type[R]) -> R:
         coding = request.headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("identity", ""):
             raise ProblemError(

@@ -1,5 +1,6 @@
-"""What never becomes a request: a head that is too large, a line that is no HTTP. Both are problems as well."""
+"""What never becomes a request: a head that is too large or too slow, a line that is no HTTP. All are problems too."""
 
+from asyncio import TimerHandle, Transport
 from typing import Any, Final, NoReturn
 
 import httptools
@@ -11,12 +12,14 @@ from service.problems import PROBLEM_TYPE, problem_json, problem_of
 
 MAX_URL_BYTES: Final = 8 * 1024
 MAX_HEAD_BYTES: Final = 32 * 1024
+HEAD_SECONDS: Final = 30.0
 _LINGER_SECONDS: Final = 1.0
 _log = structlog.get_logger("darkroom.http")
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """uvicorn's own parser keeps a head of any size in memory; this one stops reading at `MAX_HEAD_BYTES`."""
+    """uvicorn's own parser keeps a head of any size in memory, and waits for it for ever; this one stops reading at
+    `MAX_HEAD_BYTES`, and after `HEAD_SECONDS`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -24,6 +27,15 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._refused = False
         self._refusal: tuple[ErrorCode, str] | None = None
+        self._head_timer: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -35,10 +47,13 @@ class GatewayProtocol(HttpToolsProtocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refusal = _HEAD_TOO_LARGE
                 self.send_400_response("")
+            elif self._head_timer is None:
+                self._await_head()
 
     def on_headers_complete(self) -> None:
         self._in_head = self._only_head = False
         self._head_bytes = 0
+        self._stop_head_timer()
         if len(self.url) > MAX_URL_BYTES:
             self._refuse(_URL_TOO_LONG)
         if sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
@@ -49,6 +64,23 @@ class GatewayProtocol(HttpToolsProtocol):
         self._in_head = True
         super().on_message_complete()
 
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_overdue)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_overdue(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._await_head()  # what came belongs to the next request: this one's answer is still under way
+        elif self._head_bytes:
+            self._refusal = _HEAD_TOO_SLOW
+            self.send_400_response("")
+        else:
+            self.transport.close()
+
     def send_400_response(self, msg: str) -> None:
         """Called for whatever cannot be parsed, our own refusals included; the connection ends with it."""
         code, detail = self._refusal or (ErrorCode.MALFORMED_HTTP, "expected a request as RFC 9112 has it")
@@ -58,6 +90,7 @@ class GatewayProtocol(HttpToolsProtocol):
             f"content-type: {PROBLEM_TYPE}\r\ncontent-length: {len(content)}\r\ncache-control: no-store\r\n"
             "x-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
         )
+        self._stop_head_timer()
         self.transport.write(STATUS_LINE[code.status] + head.encode() + content)
         # To close with something unread would reset the connection, and the answer might never be seen.
         self._refused = True
@@ -71,4 +104,5 @@ class GatewayProtocol(HttpToolsProtocol):
 
 
 _URL_TOO_LONG: Final = (ErrorCode.URL_TOO_LONG, f"expected at most {MAX_URL_BYTES:,} bytes of path and query")
+_HEAD_TOO_SLOW: Final = (ErrorCode.REQUEST_TIMEOUT, f"expected the headers within {HEAD_SECONDS:g} s")
 _HEAD_TOO_LARGE: Final = (ErrorCode.HEADERS_TOO_LARGE, f"expected at most {MAX_HEAD_BYTES:,} bytes of headers")

@@ -36,6 +36,7 @@ _REFUSALS: Final = (
     ErrorCode.UNAUTHORIZED,
     ErrorCode.FORBIDDEN,
     ErrorCode.MODEL_NOT_FOUND,
+    ErrorCode.REQUEST_TIMEOUT,
     ErrorCode.BODY_TOO_LARGE,
     ErrorCode.UNSUPPORTED_MEDIA_TYPE,
     ErrorCode.VALIDATION_FAILED,
