@@ -42,7 +42,8 @@ def test_compose_commands_name_its_services() -> None:
 
 
 def test_values_of_the_chart_exist() -> None:
-    dotted = [*re.findall(r"--set ([\w.]+)=", TEXT), "worker.uploadSeconds"]
+    dotted = re.findall(r"--set ([\w.]+)=", TEXT) + re.findall(r"`(worker\.[a-z]\w+)`", TEXT)
+    assert "worker.loadSeconds" in dotted
     for path in dotted:
         place: Any = values()
         for part in path.split("."):
