@@ -83,11 +83,6 @@ class KeyTable:
         found = self.keys.get(key_id(key))
         return found if found is not None and found.revoked_at is None and found.fits(key) else None
 
-    @property
-    def usable(self) -> bool:
-        """Whether a key is left that is not revoked."""
-        return any(key.revoked_at is None for key in self.keys.values())
-
 
 def digest(key: str) -> str:
     return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

@@ -54,7 +54,8 @@ class Settings(BaseSettings):
     )
     allow_anonymous: bool | None = Field(
         default=None,
-        description="serve callers without a key as long as no key was ever made; default: only on a loopback address",
+        description="serve callers without a key as long as no key was ever made; default: only on a loopback address "
+        "without a proxy",
     )
     signing_keys: Secrets = Field(
         default=(),
@@ -136,6 +137,13 @@ class Settings(BaseSettings):
     )
     events_retention_seconds: int = Field(default=3600, ge=1, description="life of an ended job's events")
     janitor_seconds: float = Field(default=30.0, gt=0, description="how often expired things are looked for")
+
+    @field_validator("public_url")
+    @classmethod
+    def _is_base(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url):
+            raise ValueError(f"{url!r} is no base of URLs; expected https://host or https://host/prefix")
+        return url
 
     @field_validator("cors_origins")
     @classmethod

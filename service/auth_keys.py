@@ -61,9 +61,11 @@ class ApiKeys:
 
 
 def allows_anonymous(settings: Settings) -> bool:
-    """As long as there is no key."""
+    """As long as there is no key. Unasked only where nobody but this machine's users can call: not behind a proxy."""
     if settings.allow_anonymous is not None:
         return settings.allow_anonymous
+    if settings.public_url or settings.trusted_proxies:
+        return False
     try:
         return ip_address(settings.host).is_loopback
     except ValueError:
@@ -71,7 +73,7 @@ def allows_anonymous(settings: Settings) -> bool:
 
 
 def require_keys(settings: Settings) -> None:
-    """Raises `NoKeysError` before a gateway listens to others than this machine with nobody allowed to call.
+    """Raises `NoKeysError` before a gateway listens to others than this machine's users with nobody allowed to call.
 
     While Redis is away none is raised: such a gateway starts, and asks everybody for a key.
     """
@@ -83,8 +85,9 @@ def require_keys(settings: Settings) -> None:
         except REDIS_UNAVAILABLE:
             return
     if all(key.revoked_at is not None for key in known):
+        proxied = " behind a proxy" if settings.public_url or settings.trusted_proxies else ""
         raise NoKeysError(
-            f"the gateway would listen on {settings.host}, and there is no API key that it could accept: make one with "
-            "`darkroom keys create --name TEAM`, or set DARKROOM_API_KEYS; to let in whoever reaches the gateway, set "
-            "DARKROOM_ALLOW_ANONYMOUS=true"
+            f"the gateway would listen on {settings.host}{proxied}, and there is no API key that it could accept: make "
+            "one with `darkroom keys create --name TEAM`, or set DARKROOM_API_KEYS; to let in whoever reaches the "
+            "gateway, set DARKROOM_ALLOW_ANONYMOUS=true"
         )

@@ -94,7 +94,7 @@ SemanticMap = Annotated[
 class PictureRequest(BaseModel):
     """The fields that every task takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
     negative_prompt: Text = Field(default="", description="what the picture should not show")
     model: str | None = Field(

@@ -275,6 +275,15 @@ def test_only_loopback_is_open_unasked(settings: Settings, host: str, asked: boo
             require_keys(heard)
 
 
+def test_behind_a_proxy_loopback_is_open_to_others_too(settings: Settings) -> None:
+    for proxied in ({"public_url": "https://pictures.example"}, {"trusted_proxies": ("127.0.0.1",)}):
+        behind = settings.model_copy(update=proxied)
+        assert not allows_anonymous(behind)
+        with pytest.raises(NoKeysError, match=r"listen on 127\.0\.0\.1 behind a proxy, and there is no API key"):
+            require_keys(behind)
+        assert allows_anonymous(behind.model_copy(update={"allow_anonymous": True}))
+
+
 def test_one_key_is_enough_to_listen(settings: Settings, redis_client: Redis) -> None:
     outside = settings.model_copy(update={"host": "0.0.0.0"})
     require_keys(outside.model_copy(update={"api_keys": (SecretStr("key"),)}))

@@ -13,9 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from broker.worker_side import WorkerBroker
 from contract.settings import Settings
+from service.schemas import TextToImage
 
 PROMPT = "a pizza on a blue background"
 Queued = Callable[[], int]
@@ -191,6 +193,14 @@ async def test_each_bad_field(client: httpx.AsyncClient, queued: Queued) -> None
             wrong.append((name, found))
     assert not wrong
     assert len(CASES) > 55
+
+
+def test_what_was_asked_is_in_no_error_text() -> None:
+    """Which a log might show."""
+    with pytest.raises(ValidationError) as caught:
+        TextToImage.model_validate({"prompt": [PROMPT], "steps": PROMPT})
+    assert PROMPT not in str(caught.value)
+    assert "steps" in str(caught.value)
 
 
 async def test_all_faults_come_at_once(client: httpx.AsyncClient) -> None:

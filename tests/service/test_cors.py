@@ -45,23 +45,35 @@ async def test_a_named_origin_may_call_and_read(settings: Settings, serving: Ser
 
 
 async def test_refusals_can_be_read_as_well(
-    settings: Settings, serving: Serving, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, serving: Serving, worker: WorkerBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a page cannot tell a full queue from a broken network."""
 
     async def broken(self: JobBroker) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(JobBroker, "cards", broken)
-    allowed = settings.model_copy(update={"cors_origins": (PAGE,), "max_body_bytes": 1024})
-    async with serving(allowed) as url, httpx.AsyncClient(headers={"Origin": PAGE}) as http:
+    changes = {"cors_origins": (PAGE,), "max_body_bytes": 1024, "rate_burst": 1, "rate_per_second": 0.01}
+    body = {"prompt": "a pizza"}
+    async with (
+        serving(settings.model_copy(update=changes)) as url,
+        httpx.AsyncClient(base_url=url, headers={"Origin": PAGE}) as http,
+    ):
+        assert (await http.post("/v1/txt2img", json=body)).status_code == 202
         answers = [
-            await http.post(f"{url}/v1/txt2img", content=b"x" * 2000),
-            await http.get(f"{url}/nowhere"),
-            await http.get(f"{url}/v1/models"),
+            await http.post("/v1/txt2img", json=body),
+            await http.post("/v1/txt2img", json={}),
+            await http.post("/v1/txt2img", content=b"x" * 2000),
+            await http.get("/nowhere"),
+            await http.put("/v1/models"),
         ]
-    assert [answer.status_code for answer in answers] == [413, 404, 500]
-    assert {answer.headers["access-control-allow-origin"] for answer in answers} == {PAGE}
+        monkeypatch.setattr(JobBroker, "cards", broken)
+        answers.append(await http.get("/v1/models"))
+    assert [answer.status_code for answer in answers] == [429, 422, 413, 404, 405, 500]
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        shown = {name.strip() for name in answer.headers["access-control-expose-headers"].split(",")}
+        assert {"Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-ID"} <= shown
+    assert answers[0].headers["retry-after"]
 
 
 @pytest.mark.parametrize("origins", ["studio.example", "https://studio.example/", "https://a.example,ftp://b.example"])

@@ -139,7 +139,7 @@ async def test_a_full_queue(settings: Settings, serving: Serving, worker: Worker
 
 
 async def test_urls_stay_right_behind_a_proxy(settings: Settings, serving: Serving, painter: Any) -> None:
-    public = settings.model_copy(update={"public_url": "https://pictures.example/darkroom/"})
+    public = settings.model_copy(update={"public_url": "https://pictures.example/darkroom/", "allow_anonymous": True})
     async with serving(public) as url, httpx.AsyncClient(base_url=url, timeout=20) as http:
         job = (await http.post("/v1/txt2img", json={"prompt": PROMPT}, headers={"Prefer": "wait"})).json()
     assert job["urls"]["self"] == f"https://pictures.example/darkroom/v1/jobs/{job['id']}"

@@ -30,7 +30,7 @@ async def test_urls_are_those_by_which_the_client_came(client: httpx.AsyncClient
 async def test_forwarded_headers_count_from_trusted_proxies_alone(
     settings: Settings, serving: Serving, worker: WorkerBroker, trusted: tuple[str, ...], scheme: str
 ) -> None:
-    behind = settings.model_copy(update={"trusted_proxies": trusted})
+    behind = settings.model_copy(update={"trusted_proxies": trusted, "allow_anonymous": True})
     async with serving(behind) as url, httpx.AsyncClient(base_url=url) as http:
         job = (await http.post("/v1/txt2img", json=BODY, headers=AS_PROXY)).json()
     assert job["urls"]["self"] == f"{scheme}://pictures.example/v1/jobs/{job['id']}"
@@ -40,7 +40,7 @@ async def test_forwarded_headers_count_from_trusted_proxies_alone(
 async def test_a_proxy_may_strip_the_prefix_or_leave_it(
     settings: Settings, serving: Serving, painter: Any, sent: str
 ) -> None:
-    public = settings.model_copy(update={"public_url": "https://pictures.example/darkroom"})
+    public = settings.model_copy(update={"public_url": "https://pictures.example/darkroom", "allow_anonymous": True})
     async with serving(public) as url, httpx.AsyncClient(base_url=url, timeout=20) as http:
         answer = await http.post(f"{sent}/v1/txt2img", json=BODY, headers={"Prefer": "wait=15"})
         job = answer.json()
@@ -52,6 +52,14 @@ async def test_a_proxy_may_strip_the_prefix_or_leave_it(
         refused = await http.put(f"{sent}/v1/jobs/{job['id']}")
         assert (refused.status_code, refused.headers["allow"]) == (405, "DELETE, GET")
         assert (await http.get(f"{sent}/docs")).status_code == 200
+
+
+@pytest.mark.parametrize("url", ["pictures.example", "//pictures.example", "https://", "https://a.example/?a=b", "/x"])
+def test_what_is_no_public_url_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(ValidationError, match="is no base of URLs; expected https://host"):
+        Settings(public_url=url)
+    for base in ("http://localhost:8000", "https://pictures.example/", "https://[::1]:8000/darkroom"):
+        assert Settings(public_url=base).public_url == base
 
 
 def test_what_is_no_address_is_refused_at_the_start() -> None:
