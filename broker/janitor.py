@@ -6,7 +6,7 @@ store and the outputs of a local one; among the outputs of a cloud store, which 
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from redis import Redis
 from broker import rq_surface
 from broker.connection import redis_time, text
 from broker.refusals import LUA_EVEN_IF_FULL
-from broker.store import Store
+from broker.store import Store, StoreError
 from contract import keys
 from contract.settings import Settings
 from contract.spec import JobSpec, JobStatus
@@ -76,22 +76,40 @@ class Janitor:
         self._connection = connection
         self._store = store
         self._settings = settings
+        self._failure: StoreError | None = None
 
     def clean(self) -> Cleaned:
-        """Raises what redis raises, and `StoreError`; what was not finished is due again next time."""
+        """Raises what redis raises, and `StoreError` once the rest is done; what was not is due again."""
         if not self._turn("janitor", self._settings.janitor_seconds):
             return Cleaned()
+        self._failure = None
         now, stop = redis_time(self._connection), time.monotonic() + self._settings.janitor_seconds
-        inputs = jobs = 0
-        for job_id in self._due(keys.inputs_due(), now, stop):
-            self._store.delete_folder(keys.inputs_of(job_id))
-            self._connection.zrem(keys.inputs_due(), job_id)
-            inputs += 1
-        for job_id in self._due(keys.ended(), now - self._settings.retention_seconds, stop):
-            delete_job(self._connection, self._store, job_id)
-            jobs += 1
+        inputs = self._each(self._forget_inputs, self._due(keys.inputs_due(), now, stop))
+        old = self._due(keys.ended(), now - self._settings.retention_seconds, stop)
+        jobs = self._each(self._delete, old)
         orphans = self._clean_orphans(now) if self._turn("orphans", _ORPHAN_SECONDS) else 0
-        return Cleaned(jobs, inputs, orphans, self._keep_quota())
+        cleaned = Cleaned(jobs, inputs, orphans, self._keep_quota())
+        if self._failure is not None:
+            raise self._failure
+        return cleaned
+
+    def _each(self, clean: Callable[[str], object], jobs: Iterable[str]) -> int:
+        """How many it was done for. One that the store refuses must not keep the janitor from all others for ever."""
+        done = 0
+        for job_id in jobs:
+            try:
+                clean(job_id)
+                done += 1
+            except StoreError as error:
+                self._failure = error
+        return done
+
+    def _delete(self, job_id: str) -> None:
+        delete_job(self._connection, self._store, job_id)
+
+    def _forget_inputs(self, job_id: str) -> None:
+        self._store.delete_folder(keys.inputs_of(job_id))
+        self._connection.zrem(keys.inputs_due(), job_id)
 
     def _turn(self, name: str, seconds: float) -> bool:
         """One process per period; never released, so the period holds across processes."""
@@ -118,17 +136,17 @@ class Janitor:
         excess, removed = sizes.total() - quota, 0
         ended: Any = self._connection.zrange(keys.ended(), 0, -1) if excess > 0 else []
         for job_id in map(text, ended):
-            if excess > 0 and sizes[job_id]:
-                delete_job(self._connection, self._store, job_id)
+            if excess > 0 and sizes[job_id] and self._each(self._delete, [job_id]):
                 excess -= sizes[job_id]
                 removed += 1
         return removed
 
     def _clean_orphans(self, now: float) -> int:
-        """Inputs of jobs that were then refused, or whose gateway died before it submitted; in a local store also what
-        killed writers and workers without a job have left there."""
+        """Inputs of jobs that were then refused, or whose gateway died before it submitted, and probes of processes
+        that died at their start; in a local store also what killed writers and workers without a job have left."""
         found = self._store.delete_torn(now - _ORPHAN_SECONDS)
-        found += self._clean_without_job("inputs/", now - _ORPHAN_SECONDS)
+        for folder in ("inputs/", "checks/"):
+            found += self._clean_without_job(folder, now - _ORPHAN_SECONDS)
         if self._store.folder is not None:
             found += self._clean_without_job("outputs/", now - self._settings.retention_seconds - _ORPHAN_SECONDS)
         return found
@@ -142,7 +160,7 @@ class Janitor:
 
 
 def _job_of(key: str) -> str:
-    """Of an input or output picture."""
+    """Of an input or output picture; of a probe, what no job is called."""
     return key.split("/")[1]
 
 

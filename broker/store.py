@@ -1,5 +1,8 @@
 """The picture store: one API over a local folder, memory and the cloud stores."""
 
+import asyncio
+import contextlib
+import os
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -58,7 +61,7 @@ class Store:
         self.folder = self._store.prefix if isinstance(self._store, LocalStore) else None
         self._signing = self._store
         if public_endpoint is not None and isinstance(self._store, CLOUD):
-            self._signing = open_public(url, self._store, public_endpoint)
+            self._signing = open_public(url, self._store, public_endpoint, timeout)
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -89,13 +92,18 @@ class Store:
         return None
 
     def put(self, key: str, data: bytes, content_type: str) -> None:
-        """Whole or not at all; replaces what was there."""
+        """Whole or not at all, a crash of the machine included; replaces what was there."""
         try:
             self._store.put(key, data, attributes=self._attributes(key, content_type), use_multipart=False)
+            if self.folder is not None:
+                _sync(self.folder / key)
         except FAULTS as error:
             raise self._failed("put", error, key) from error
 
     async def put_async(self, key: str, data: bytes, content_type: str) -> None:
+        """The same."""
+        if self.folder is not None:
+            return await asyncio.to_thread(self.put, key, data, content_type)
         try:
             attributes = self._attributes(key, content_type)
             await self._store.put_async(key, data, attributes=attributes, use_multipart=False)
@@ -165,11 +173,18 @@ class Store:
 
     def delete_torn(self, before: float) -> int:
         """Deletes what writers that were killed on the way have left since before Unix second `before`."""
-        torn = [path for path in self.folder.rglob("*#*") if _TORN.search(path.name)] if self.folder else []
-        old = [path for path in torn if path.stat().st_mtime < before]
-        for path in old:
-            path.unlink(missing_ok=True)
-        return len(old)
+        found = 0
+        for folder, _, names in os.walk(self.folder) if self.folder else ():
+            for path in (Path(folder, name) for name in names if _TORN.search(name)):
+                try:
+                    if path.stat().st_mtime < before:
+                        path.unlink()
+                        found += 1
+                except FileNotFoundError:
+                    continue  # its writer lives, and has given it its name
+                except OSError as error:
+                    raise self._failed("delete", error, str(path)) from error
+        return found
 
     async def sign(self, key: str, seconds: int) -> str | None:
         """A URL that reads the object for `seconds`, without our help; None where the store cannot (`signs`)."""
@@ -195,3 +210,13 @@ class Store:
         return {"Content-Type": content_type} | (
             {"Content-Disposition": f'inline; filename="{name}"'} if name is not None else {}
         )
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk: after a power failure a file that was merely renamed may be there and empty."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as written:  # deleted since then
+        try:
+            os.fsync(written.fileno())
+        except OSError:
+            path.unlink()  # who knows what it holds
+            raise

@@ -41,7 +41,7 @@ def open_client(url: str, timeout: float) -> Client:
             return LocalStore(folder.resolve(), automatic_cleanup=True, mkdir=True)
         if scheme == "memory":
             return MemoryStore()
-        opened = from_url(url, client_options=_client_options(timeout), retry_config=_retry_config(timeout))
+        opened = from_url(url, **_patience(timeout))
     except FAULTS as error:
         raise StoreRefusedError(f"DARKROOM_STORE_URL names no store that can be opened: {url!r}: {error}") from error
     if not isinstance(opened, CLOUD):
@@ -51,9 +51,10 @@ def open_client(url: str, timeout: float) -> Client:
     return opened
 
 
-def open_public(url: str, client: CloudClient, endpoint: str) -> CloudClient:
-    """For signing only: the same place as clients of ours reach it. `{bucket}` in an S3 endpoint's host stands for the
-    bucket (virtual hosted style); without it the bucket is the first part of the path."""
+def open_public(url: str, client: CloudClient, endpoint: str, timeout: float) -> CloudClient:
+    """For signing only, which may ask for credentials first: the same place as clients of ours reach it. `{bucket}` in
+    an S3 endpoint's host stands for the bucket (virtual hosted style); without it the bucket is the first part of the
+    path."""
     if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).netloc:
         raise StoreRefusedError(
             f"DARKROOM_STORE_PUBLIC_ENDPOINT is {endpoint!r}; expected a URL like https://pictures.example"
@@ -67,9 +68,14 @@ def open_public(url: str, client: CloudClient, endpoint: str) -> CloudClient:
         }
     else:
         config = {"base_url" if isinstance(client, GCSStore) else "endpoint": endpoint}
-    public = from_url(url, config=config)  # type: ignore[call-overload]
+    public = from_url(url, config=config, **_patience(timeout))  # type: ignore[call-overload]
     assert isinstance(public, CLOUD)
     return public
+
+
+def _patience(timeout: float) -> Any:
+    """Also of whoever gives us credentials."""
+    return {"client_options": _client_options(timeout), "retry_config": _retry_config(timeout)}
 
 
 def _client_options(timeout: float) -> "ClientConfig":

@@ -11,6 +11,7 @@ FAULTS: Final = (BaseError, OSError, ValueError)
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _ANSWER: Final = re.compile(r"<Code>([^<]+)</Code>.*?<Message>([^<]*)</Message>", re.DOTALL)
 _NO_BUCKET: Final = frozenset({"NoSuchBucket", "ContainerNotFound"})
+_FULL: Final = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})  # Ceph, MinIO
 _PASSING: Final = frozenset({"408", "425", "429"})  # of the 4xx, those that ask to come back
 _NO_SPACE: Final = ("No space left", "quota exceeded", "Quota exceeded")
 _NO_WRITING: Final = ("Permission denied", "Read-only file system")
@@ -43,9 +44,9 @@ def translated(error: Exception, key: str, reading: bool) -> StoreError:
     if isinstance(error, FileNotFoundError) and not no_bucket:
         return ObjectMissingError(f"the store has no object {key!r}")
     reason = f"{answer[1]}: {answer[2]}" if answer else text.partition("\n")[0]  # obstore's debug output follows
-    if any(words in text for words in _NO_SPACE):
+    if any(words in text for words in _NO_SPACE) or (answer is not None and answer[1] in _FULL):
         return StoreFullError(
-            f"the store is full: nothing was written to {key!r}; free disk space, or keep less with "
+            f"the store is full: nothing was written to {key!r}; free space there, or keep less with "
             "DARKROOM_RETENTION_SECONDS or DARKROOM_STORE_QUOTA_BYTES"
         )
     if no_bucket:

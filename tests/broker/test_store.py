@@ -1,13 +1,16 @@
 """The picture store: what every kind does, and what a local one does when it cannot write."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from broker.store import ObjectMissingError, Store, StoreError, StoreRefusedError
+from broker.store import ObjectMissingError, Store, StoreError, StoreFullError, StoreRefusedError
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -119,3 +122,35 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(shown) == 2, shown
     assert all(line.startswith("StoreFullError the store is full: nothing was written to") for line in shown)
+
+
+async def test_a_disk_that_turns_out_to_be_full_late_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network file systems say so only when the bytes have to reach them."""
+    store = Store(f"file:{tmp_path}")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreFullError):
+        store.put("outputs/a/x/0.png", b"x", "image/png")
+    with pytest.raises(StoreFullError):
+        await store.put_async("outputs/a/x/1.png", b"x", "image/png")
+    assert list(store.list("")) == []
+
+
+def test_torn_files_are_looked_for_beside_writers_and_other_janitors(tmp_path: Path) -> None:
+    store = Store(f"file:{tmp_path}")
+
+    def write_and_delete(writer: int) -> None:
+        for number in range(300):
+            store.put(f"outputs/{writer}-{number % 10}/x/0.png", b"x" * 2000, "image/png")
+            store.delete_folder(f"outputs/{writer}-{(number + 5) % 10}/")
+
+    writers = [threading.Thread(target=write_and_delete, args=(writer,)) for writer in range(2)]
+    for thread in writers:
+        thread.start()
+    while any(thread.is_alive() for thread in writers):
+        assert store.delete_torn(0.0) == 0

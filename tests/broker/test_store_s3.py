@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from botocore.credentials import Credentials
 from redis import Redis
 
 from broker.gateway_side import JobBroker
-from broker.store import ObjectMissingError, Store, StoreError, StoreRefusedError
+from broker.store import ObjectMissingError, Store, StoreError, StoreFullError, StoreRefusedError
 from broker.take import TakenJob
 from broker.worker_side import WorkerBroker
 from contract import keys
@@ -168,6 +170,50 @@ def test_the_check_says_what_is_wrong(s3: S3Server, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(StoreRefusedError, match="no credentials for the store were found in the environment"):
         Store(URL).check()
+
+
+class _Full(BaseHTTPRequestHandler):
+    answer = (0, "")
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        status, code = self.answer
+        body = f"<Error><Code>{code}</Code><Message>told</Message></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("answer", [(403, "QuotaExceeded"), (507, "XMinioStorageFull")])
+def test_a_full_bucket_is_named_and_ends_no_start(monkeypatch: pytest.MonkeyPatch, answer: tuple[int, str]) -> None:
+    """As Ceph and MinIO say it."""
+    monkeypatch.setattr(_Full, "answer", answer)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Full) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        for name, value in environment(f"http://127.0.0.1:{server.server_port}").items():
+            monkeypatch.setenv(name, value)
+        assert isinstance(Store(URL).check(), StoreFullError)
+        server.shutdown()
+        thread.join()
+
+
+async def test_credentials_are_not_waited_for_longer_than_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role's come over HTTP, here from a service that says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name, value in environment("http://127.0.0.1:1").items():
+            monkeypatch.setenv(name, value)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        store = Store(URL, "https://pictures.example", timeout=0.2)
+        async with asyncio.timeout(60):
+            with pytest.raises(StoreError, match="no credentials"):
+                await store.sign(KEY, 60)
 
 
 def test_an_outage_passes(s3: S3Server) -> None:

@@ -12,6 +12,7 @@ from redis import Redis
 from broker.gateway_side import JobBroker
 from broker.janitor import Cleaned
 from broker.jobs import InvalidCursorError
+from broker.store import StoreError
 from broker.take import TakenJob
 from broker.worker_side import WorkerBroker
 from contract import keys
@@ -114,10 +115,34 @@ async def test_inputs_of_no_job_go(gateway: JobBroker, tmp_path: Path, make_spec
     for name in (waiting.id, "orphan", "fresh-orphan"):
         gateway.store.put(keys.input_object(name, "image"), b"png", "image/png")
     old = time.time() - 7200
-    for name in (waiting.id, "orphan"):
-        os.utime(tmp_path / "store" / keys.input_object(name, "image"), (old, old))
-    assert await gateway.clean() == Cleaned(orphans=1)
+    probe = "checks/0123/probe"
+    gateway.store.put(probe, b"of a process that died at its start", "text/plain")
+    for key in (keys.input_object(waiting.id, "image"), keys.input_object("orphan", "image"), probe):
+        os.utime(tmp_path / "store" / key, (old, old))
+    assert await gateway.clean() == Cleaned(orphans=2)
+    assert list(gateway.store.list("checks/")) == []
     assert sorted(entry.key.split("/")[1] for entry in gateway.store.list("inputs/")) == ["fresh-orphan", waiting.id]
+
+
+async def test_one_job_that_cannot_be_deleted_holds_up_no_other(
+    forgetful: JobBroker, worker: WorkerBroker, make_spec: MakeSpec, result_of: ResultOf, redis_client: Redis
+) -> None:
+    """Here a link to itself lies among its pictures, which no list gets past."""
+    specs = [make_spec() for _ in range(3)]
+    for spec in specs:
+        await forgetful.submit(spec)
+        finish(worker, forgetful, result_of)
+        forgetful.store.put(keys.input_object(spec.id, "image"), b"png", "image/png")
+    redis_client.zadd(keys.inputs_due(), {spec.id: at for at, spec in enumerate(specs)})
+    redis_client.zadd(keys.ended(), {spec.id: at for at, spec in enumerate(specs)})
+    assert forgetful.store.folder is not None
+    for folder in ("inputs", "outputs"):
+        (forgetful.store.folder / folder / specs[0].id / "loop").symlink_to("loop")
+    with pytest.raises(StoreError):
+        await forgetful.clean()
+    assert [await forgetful.get(spec.id) is None for spec in specs] == [False, True, True]
+    for folder in ("inputs", "outputs"):
+        assert [entry.name for entry in (forgetful.store.folder / folder).iterdir()] == [specs[0].id]
 
 
 async def test_the_oldest_jobs_go_when_a_local_store_is_over_its_quota(
