@@ -13,6 +13,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from broker.refusals import AsyncRefusalParser, RefusalParser, WritesRefusedError
+from broker.sentinel import async_primary_pool, primary_pool
+from contract.redis_url import parse_redis_url
 
 # Catch these to answer that Redis is away, or takes no writes; any other RedisError is a defect of ours.
 REDIS_UNAVAILABLE: Final = (
@@ -30,17 +32,21 @@ _RETRIES: Final = 4  # about a second in all; a repeated command may run twice, 
 
 
 def connect(url: str) -> Redis:
-    """A thread-safe client; connects at first use. `from_url` of redis-py would retry nothing."""
+    """A thread-safe client; connects at first use. `from_url` of redis-py would retry nothing. Raises ValueError."""
     retry = Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), _RETRIES)
-    return Redis.from_pool(BlockingConnectionPool.from_url(url, retry=retry, parser_class=RefusalParser, **_options()))
+    options = _options() | {"retry": retry, "parser_class": RefusalParser}
+    if sentinels := parse_redis_url(url):
+        return Redis.from_pool(primary_pool(sentinels, **options))
+    return Redis.from_pool(BlockingConnectionPool.from_url(url, **options))
 
 
 def connect_async(url: str) -> AsyncRedis:
     """The same for one event loop; blocking reads must stay shorter than `_ANSWER_SECONDS`."""
     retry = AsyncRetry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), _RETRIES)
-    return AsyncRedis.from_pool(
-        AsyncBlockingConnectionPool.from_url(url, retry=retry, parser_class=AsyncRefusalParser, **_options())
-    )
+    options = _options() | {"retry": retry, "parser_class": AsyncRefusalParser}
+    if sentinels := parse_redis_url(url):
+        return AsyncRedis.from_pool(async_primary_pool(sentinels, **options))
+    return AsyncRedis.from_pool(AsyncBlockingConnectionPool.from_url(url, **options))
 
 
 def _options() -> dict[str, Any]:

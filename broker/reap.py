@@ -1,5 +1,6 @@
 """The sweep: abandoned jobs go back, expired ones fail. Every gateway and worker runs it; fences let them overlap."""
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -42,15 +43,14 @@ class Sweeper:
         self._connection = connection
         self._settings = settings
         self._finisher = Finisher(connection, settings)
-        self._reachable_since: float | None = None
+        self._reachable_since = math.inf
+        self._offset = math.inf
 
     def sweep(self) -> Swept:
         """Raises what redis raises. Reaps nobody before Redis has answered for one whole lease: after an outage the
-        workers come first."""
+        workers come first, and after a step of Redis' clock, since another primary has another clock."""
         try:
-            now = redis_time(self._connection)
-            if self._reachable_since is None:
-                self._reachable_since = time.monotonic()
+            now = self._now()
             expired = self._expire(now)
             if time.monotonic() - self._reachable_since < self._settings.lease_seconds:
                 return Swept(failed=expired)
@@ -58,8 +58,18 @@ class Sweeper:
             reaped = self._abandon(text(member) for member in lapsed)
             return Swept(reaped.returned, expired + reaped.failed)
         except REDIS_UNAVAILABLE:
-            self._reachable_since = None
+            self._reachable_since = math.inf
             raise
+
+    def _now(self) -> float:
+        asked = time.monotonic()
+        now = redis_time(self._connection)
+        answered = time.monotonic()
+        ahead = now - answered - self._offset  # a slow answer makes it smaller, never larger
+        if self._reachable_since == math.inf or ahead > self._settings.lease_seconds / 2:
+            self._reachable_since = answered
+        self._offset = now - asked
+        return now
 
     def reap_worker(self, name: str) -> Swept:
         """Abandons at once all that a dead worker held, also what it never learned it had; forgets its name."""

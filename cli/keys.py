@@ -14,6 +14,7 @@ from broker.api_keys import ApiKey, Scope, create_key, limit_key, list_keys, rev
 from broker.connection import REDIS_UNAVAILABLE, connect
 from broker.quotas import OwnLimits
 from cli.console import err, out
+from contract.redis_url import without_password
 from contract.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Make, list, limit and revoke the API keys of a service.")
@@ -109,8 +110,8 @@ def _connected(redis_url: str) -> Iterator[Redis]:
             yield connection
     except (*REDIS_UNAVAILABLE, ValueError) as error:
         err.print(
-            f"no Redis or Valkey answered at {redis_url} ({error}); name the gateways' with --redis-url or "
-            "DARKROOM_REDIS_URL",
+            f"no Redis or Valkey answered at {without_password(redis_url)} ({error}); name the gateways' with "
+            "--redis-url or DARKROOM_REDIS_URL",
             style="red",
             markup=False,
         )

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contract.log import LogFormat
+from contract.redis_url import parse_redis_url
 
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 Texts = Annotated[tuple[str, ...], NoDecode]
@@ -16,10 +17,14 @@ Texts = Annotated[tuple[str, ...], NoDecode]
 class Settings(BaseSettings):
     """Durations in seconds, sizes in bytes or pixels. Lists are comma-separated in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     # Where things are
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis or Valkey that holds queues and jobs")
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="Redis or Valkey that holds queues and jobs; rediss:// with TLS, "
+        "redis+sentinel://HOST:26379,HOST:26379/SERVICE to follow a primary",
+    )
     store_url: str = Field(
         default="file:./darkroom-store",
         description="picture store: file:PATH, memory:, s3://bucket/prefix, gs:// or az://",
@@ -137,6 +142,12 @@ class Settings(BaseSettings):
     )
     events_retention_seconds: int = Field(default=3600, ge=1, description="life of an ended job's events")
     janitor_seconds: float = Field(default=30.0, gt=0, description="how often expired things are looked for")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis_url(cls, url: str) -> str:
+        parse_redis_url(url)  # raises ValueError, whose text says what is expected
+        return url
 
     @field_validator("public_url")
     @classmethod
