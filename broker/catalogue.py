@@ -3,10 +3,11 @@
 A known model without a live worker still takes jobs, so that workers can be started on demand.
 """
 
-from collections.abc import Sequence
-from typing import Any, Final
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
@@ -16,6 +17,8 @@ from broker.refusals import LUA_EVEN_IF_FULL
 from contract import keys
 from contract.card import ModelCard
 from contract.spec import Document, Name
+
+Written = TypeVar("Written", bound=Document)
 
 # KEYS: workers, worker; ARGV: name, seconds, document. Forgets the workers that have fallen silent.
 _BEAT: Final = (
@@ -64,7 +67,7 @@ def remove_worker(connection: Redis, name: str) -> None:
 async def read_cards(connection: AsyncRedis) -> list[ModelCard]:
     """All known models by name."""
     cards = await connection.hgetall(keys.cards())
-    return [ModelCard.model_validate_json(cards[name]) for name in sorted(cards, key=text)]
+    return _readable(ModelCard, (cards[name] for name in sorted(cards, key=text)))
 
 
 async def read_workers(connection: AsyncRedis) -> list[LiveWorker]:
@@ -73,4 +76,15 @@ async def read_workers(connection: AsyncRedis) -> list[LiveWorker]:
     living: Any = await connection.zrangebyscore(keys.workers(), seconds + microseconds / 1e6, "+inf")
     names = [text(name) for name in living]
     documents = await connection.mget([keys.worker(name) for name in names]) if names else []
-    return [LiveWorker.model_validate_json(document) for document in documents if document]
+    return _readable(LiveWorker, documents)
+
+
+def _readable(kind: type[Written], documents: Iterable[bytes | str | None]) -> list[Written]:
+    """Workers are upgraded before gateways: what a newer one adds to a document is left out, and a document that makes
+    no sense without it harms no other."""
+    found = []
+    for document in documents:
+        with contextlib.suppress(ValidationError):
+            if document is not None:
+                found.append(kind.model_validate_json(document, extra="ignore"))
+    return found

@@ -75,9 +75,11 @@ def _record(rq_fields: list[bytes | None], ours: dict[bytes, bytes], progress: b
         return None
     try:
         spec = rq_surface.stored_spec(data)
+        result = JobResult.from_json(ours[b"result"]) if b"result" in ours else None
+        error = JobError.model_validate_json(ours[b"error"], extra="ignore") if b"error" in ours else None
+        warnings = result.warnings if result else _WARNINGS.validate_json(ours.get(b"warnings", b"[]"), extra="ignore")
     except ValueError:
         return None
-    result = JobResult.from_json(ours[b"result"]) if b"result" in ours else None
     step, steps = _steps(progress, spec, status)
     return JobRecord(
         spec=spec,
@@ -88,9 +90,9 @@ def _record(rq_fields: list[bytes | None], ours: dict[bytes, bytes], progress: b
         queue_position=None,
         step=step,
         steps=steps,
-        warnings=result.warnings if result else _WARNINGS.validate_json(ours.get(b"warnings", b"[]")),
+        warnings=warnings,
         result=result,
-        error=JobError.model_validate_json(ours[b"error"]) if b"error" in ours else None,
+        error=error,
     )
 
 
@@ -141,7 +143,8 @@ async def list_jobs(
         ):
             score, last, scanned = at, job_id, scanned + 1
             if record is None:
-                await connection.zrem(index, job_id)
+                if not await connection.exists(rq_surface.job_key(job_id)):  # else a newer version's
+                    await connection.zrem(index, job_id)
             elif status is None or record.status is status:
                 found.append(record)
                 if len(found) == limit:

@@ -1,6 +1,7 @@
 """Listing, deletion, retention and the catalogue."""
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -200,6 +201,31 @@ async def test_the_catalogue_outlives_its_workers(
     await asyncio.sleep(0.35)
     assert await gateway.workers() == []
     assert await gateway.cards() == [card]
+
+
+async def test_an_old_gateway_bears_new_workers(
+    gateway: JobBroker, worker: WorkerBroker, make_spec: MakeSpec, result_of: ResultOf, redis_client: Redis
+) -> None:
+    """What they add is left out; what cannot be understood without it harms nothing else."""
+    card = json.loads(redis_client.hget(keys.cards(), "tiny") or b"") | {"from_the_future": [1]}
+    redis_client.hset(keys.cards(), "tiny", json.dumps(card))
+    redis_client.hset(keys.cards(), "odd", json.dumps(card | {"tasks": ["levitate"]}))
+    beat = json.loads(redis_client.get(keys.worker(worker.name)) or b"") | {"from_the_future": 1}
+    redis_client.set(keys.worker(worker.name), json.dumps(beat))
+    assert [card.name for card in await gateway.cards()] == ["tiny"]
+    assert [live.name for live in await gateway.workers()] == [worker.name]
+    plain, odd = make_spec(), make_spec()
+    for spec in (plain, odd):
+        await gateway.submit(spec)
+    for job in worker.take(2):
+        assert worker.succeed(job, result_of(job))
+    for spec, change in ((plain, {"from_the_future": 1}), (odd, {"timings": "none"})):
+        result = json.loads(redis_client.hget(keys.job(spec.id), "result") or b"") | change
+        redis_client.hset(keys.job(spec.id), "result", json.dumps(result))
+    for _ in range(2):
+        assert [record.spec.id for record in (await gateway.list_jobs(None)).jobs] == [plain.id]
+    assert redis_client.zscore(keys.jobs_of(None), odd.id) is not None, "it comes back with the next gateway"
+    assert await gateway.get(odd.id) is None
 
 
 async def test_the_janitor_does_not_fall_behind(forgetful: JobBroker, redis_client: Redis) -> None:
