@@ -174,5 +174,5 @@ def _within_limits(body: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
         body.pop("eta", None)
     if not body.get("prompt"):
         body["prompt"] = "a pizza"
-    limits = {"steps": (1, 4), "n": (1, 2), "width": (8, 128), "height": (8, 128)}
+    limits = {"steps": (1, 4), "n": (1, 2), "width": (8, 128), "height": (8, 128), "noise_level": (0, 300)}
     return body | {name: data.draw(st.integers(*limits[name])) for name in limits if name in body or name == "steps"}

@@ -5,7 +5,7 @@ import time
 from typing import Final
 
 from redis.asyncio import Redis
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from broker.api_keys import KeyTable, read_table
 from broker.connection import REDIS_UNAVAILABLE
@@ -25,17 +25,19 @@ class KeyRing:
         self._settings = settings
         self._table: KeyTable | None = None
         self._asked_at = float("-inf")
+        self._failure: Exception | None = None
         self._asking = asyncio.Lock()
 
     async def table(self) -> KeyTable:
-        """The keys as they were a second ago at most; while Redis is away, as they were last. Raises what redis raises
-        where they were never read."""
+        """The keys as they were a second ago at most; while Redis is away, as they were last. Raises redis'
+        ConnectionError where they were never read."""
         oldest = time.monotonic() - CACHE_SECONDS
-        if self._table is None or self._asked_at <= oldest:
+        if self._asked_at <= oldest:
             async with self._asking:
-                if self._table is None or self._asked_at <= oldest:  # else an answer came while we waited
+                if self._asked_at <= oldest:  # else an answer came while we waited, good or bad
                     await self._ask()
-        assert self._table is not None
+        if self._table is None:
+            raise RedisConnectionError("Redis did not give the API keys") from self._failure
         return self._table
 
     async def limits_of(self, api_key_id: str | None) -> Limits:
@@ -49,10 +51,7 @@ class KeyRing:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 self._table = await read_table(self._redis, self._table)
         except (TimeoutError, *REDIS_UNAVAILABLE) as error:
-            if self._table is not None:
-                asked_at = time.monotonic()  # those who wait behind us need not find out again
-            elif isinstance(error, TimeoutError):
-                raise RedisTimeoutError(f"Redis did not give the API keys in {_PATIENCE_SECONDS:g} s") from error
-            else:
-                raise
+            self._failure = error
+            # Those who wait behind us need not find out again; those who come later do, where no keys are known.
+            asked_at = time.monotonic() - (CACHE_SECONDS if self._table is None else 0)
         self._asked_at = asked_at

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -35,6 +36,7 @@ from contract import keys
 from contract.errors import ErrorCode
 from contract.settings import Settings
 from contract.spec import JobResult, JobSpec
+from tests.relay import TcpRelay
 
 MakeSpec = Callable[..., JobSpec]
 ResultOf = Callable[[TakenJob], JobResult]
@@ -160,6 +162,27 @@ async def test_a_slow_redis_answers_for_all_who_wait(ring: KeyRing, redis_client
     assert all(table is tables[0] for table in tables)
     statistics: dict[str, dict[str, int]] = redis_client.info("commandstats")
     assert statistics["cmdstat_get"]["calls"] == 2  # the version, then once more beside the keys
+
+
+class Silent(TcpRelay):
+    """Takes requests and never answers."""
+
+    def directions(self, client: socket.socket, server: socket.socket) -> tuple[Callable[[], None], Callable[[], None]]:
+        del client, server
+        return (lambda: None), (lambda: None)
+
+
+async def test_a_silent_redis_is_found_out_once_for_all_who_wait(
+    settings: Settings, valkey_server: EmbeddedValkey
+) -> None:
+    """Where no key is known yet: one after the other they would wait for minutes."""
+    with Silent(valkey_server.url, 6379) as relay:
+        connection = connect_async(f"redis://127.0.0.1:{relay.port}/0")
+        ring = KeyRing(connection, settings)
+        answers = await asyncio.gather(*(ring.table() for _ in range(20)), return_exceptions=True)
+        await connection.aclose()
+    assert all(isinstance(answer, REDIS_UNAVAILABLE) for answer in answers)
+    assert relay.connections == 1
 
 
 async def test_changes_are_known_when_the_cache_is_old(ring: KeyRing, redis_client: Redis) -> None:

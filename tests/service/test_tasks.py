@@ -15,6 +15,7 @@ from PIL import Image
 from broker.worker_side import WorkerBroker
 from contract.settings import Settings
 from contract.spec import JobSpec, OutputFormat, Priority, Task
+from tests.service.picture_makers import file_of
 
 PROMPT = "a pizza on a blue background"
 
@@ -112,6 +113,20 @@ async def test_inpaint_stores_plain_png_inputs(
     assert stored["image"].getpixel((0, 0)) == (9, 99, 200)
     assert stored["mask"].getpixel((0, 0)) == 255
     assert "image" not in answer.json()["request"]
+
+
+async def test_a_mask_is_of_the_upright_picture(client: httpx.AsyncClient, worker: WorkerBroker) -> None:
+    """Of a photo that a camera took on its side, whether the mask was made upright or lies on its side as well."""
+    lying = Image.Exif()
+    lying[0x0112] = 6
+    photo, mask = file_of(Image.new("RGB", (24, 16)), "JPEG", exif=lying), Image.new("L", (24, 16), 255)
+    for right in (file_of(mask.transpose(Image.Transpose.ROTATE_270)), file_of(mask, "JPEG", exif=lying)):
+        answer = await client.post("/v1/inpaint", data={"prompt": PROMPT}, files={"image": photo, "mask": right})
+        assert answer.status_code == 202, answer.text
+        spec = take_one(worker)
+        assert (spec.width, spec.height) == (16, 24)
+    wrong = await client.post("/v1/inpaint", data={"prompt": PROMPT}, files={"image": photo, "mask": file_of(mask)})
+    assert "the mask is 24×16; expected the image's size, 16×24" in wrong.json()["errors"][0]["detail"]
 
 
 async def test_upscale_multiplies_the_size(client: httpx.AsyncClient, worker: WorkerBroker) -> None:
