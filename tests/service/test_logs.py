@@ -97,6 +97,25 @@ def test_one_json_line_per_request_that_tells_no_secret(start: Start, painter: A
         assert secret not in out
 
 
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_tracebacks_show_no_values(form: str) -> None:
+    """Neither those of the app nor those of the server and of libraries."""
+    program = (
+        "import logging, sys, structlog; from contract.log import configure_log\n"
+        "def paint(prompt):\n"
+        "    words = prompt.split()\n"
+        "    for log in (structlog.get_logger('darkroom'), logging.getLogger('uvicorn.error')):\n"
+        "        try: words[99]\n"
+        "        except IndexError: log.exception('defect')\n"
+        "configure_log(sys.argv[1]); paint(sys.argv[2])"
+    )
+    command = [sys.executable, "-c", program, form, PROMPT]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert out.count("IndexError") == 2
+    assert out.count("in paint") == 2
+    assert "pizza" not in out
+
+
 def test_prompts_and_text_where_asked(start: Start) -> None:
     url, process = start(log_prompts="true", log_format="text")
     httpx.post(f"{url}/v1/txt2img", json={"prompt": PROMPT, "negative_prompt": WISH})
