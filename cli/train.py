@@ -14,7 +14,7 @@ R = TypeVar("R")
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="""Make the shipped models from nothing: about three hours on three CPU cores, a minute with --quick.
+    help="""Make the shipped models from nothing: about three hours on three CPU cores, minutes with --quick.
 
     [bold]In order:[/bold]  data, autoencoder, diffusion, upscaler; or all of them with  darkroom train all
 
@@ -36,7 +36,7 @@ Weights = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. \\[default: all cores]")]
 Processes = Annotated[int, typer.Option("--processes", min=1, help="Processes that draw pictures.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Try every part in about a minute; such models draw nothing yet.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Try every part in a few minutes; such models draw nothing yet.")]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=NUMBER", help="Change the recipe, e.g. pictures=1000 or diffusion.steps=500."),

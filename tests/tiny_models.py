@@ -97,6 +97,16 @@ def save_tiny_models(folder: Path) -> None:
         (folder / card.name / "card.json").write_text(card.model_dump_json(), encoding="utf-8")
 
 
+def save_tiny_as_shipped(folder: Path) -> None:
+    """The same under the names of the shipped models, for pictures of their sizes."""
+    save_tiny_models(folder)
+    for card, name, side in ((base_card(), "darkroom-small", 128), (upscaler_card(), "darkroom-small-x4", 512)):
+        sizes = {"default_width": side, "default_height": side, "max_width": 512, "max_height": 512}
+        (folder / card.name).rename(folder / name)
+        card = card.model_copy(update={"name": name, **sizes})
+        (folder / name / "card.json").write_text(card.model_dump_json(), encoding="utf-8")
+
+
 def base_card() -> ModelCard:
     tasks = (Task.TXT2IMG, Task.IMG2IMG, Task.INPAINT)
     return ModelCard(

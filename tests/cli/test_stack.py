@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +17,9 @@ from typer.testing import CliRunner, Result
 
 from cli.client import ApiError, DarkroomClient, Job, JobFailedError, Update
 from cli.main import app
-from cli.server import SHIPPED_MODELS
 from cli.stack import Stack, StackConfig, StackError
 from contract.spec import JobStatus, Task
-from tests.tiny_models import BASE, UPSCALER, save_tiny_models
+from tests.tiny_models import BASE, UPSCALER, save_tiny_as_shipped, save_tiny_models
 
 
 @pytest.fixture(scope="module")
@@ -165,22 +163,16 @@ def test_render_makes_the_picture_that_the_service_makes(stack: Stack, model_dir
     assert (tmp_path / "render-0.png").read_bytes() == (tmp_path / "served.png").read_bytes()
 
 
-def test_demo_makes_three_pictures_and_a_sheet(model_dir: Path, tmp_path: Path) -> None:
-    """The tiny models stand under the shipped ones' names."""
-    weights = tmp_path / "weights"
-    for tiny, shipped in zip((BASE, UPSCALER), SHIPPED_MODELS, strict=True):
-        shutil.copytree(model_dir / tiny, weights / shipped)
-        card = json.loads((model_dir / tiny / "card.json").read_text())
-        card |= {"name": shipped, "max_width": 256, "max_height": 256}
-        (weights / shipped / "card.json").write_text(json.dumps(card))
-    folder = tmp_path / "demo"
+def test_demo_makes_three_pictures_and_a_sheet(tmp_path: Path) -> None:
+    weights, folder = tmp_path / "weights", tmp_path / "demo"
+    save_tiny_as_shipped(weights)
     done = CliRunner().invoke(
         app, ["demo", "--folder", str(folder), "--model-dir", str(weights)], env={"COLUMNS": "200"}
     )
     assert done.exit_code == 0, done.output
     sizes = {path.stem: opened(path).size for path in folder.iterdir()}
     sheet = sizes.pop("contact-sheet")
-    assert sizes == {"txt2img": (64, 64), "mask": (64, 64), "inpaint": (64, 64), "upscale": (256, 256)}
+    assert sizes == {"txt2img": (128, 128), "mask": (128, 128), "inpaint": (128, 128), "upscale": (512, 512)}
     assert sheet[0] > 4 * 256
     for path in folder.iterdir():
         assert str(path) in done.stdout
