@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn
 
 import structlog
 
-from broker.store import Store, StoreError
+from broker.store import Store
 from broker.worker_side import WorkerBroker
 from contract.card import ModelCard
 from contract.errors import ErrorCode
@@ -20,20 +20,18 @@ from worker.engine.engine import Engine
 from worker.engine.events import (
     Event,
     LaneTicked,
-    NotFiniteError,
     RowFailed,
     RowFinished,
     RowHandedBack,
     RowProgress,
 )
-from worker.engine.memory import is_out_of_memory
 from worker.engine.resume import ResumeState
+from worker.errors import begin_error, row_error, store_error
 from worker.jobs import RunningJob
 from worker.link import BrokerLink
 from worker.measures import WorkerMetrics
 from worker.messages import Arrived, Broken, Lost, Message, Stopped, Stored, StoreFailed, TakeEnded, Wake
-from worker.requests import BadJobError, job_warnings, picture_requests
-from worker.store_outage import store_unavailable
+from worker.requests import job_warnings, picture_requests
 
 _NEWS_SECONDS: Final = 0.1
 _IDLE_SECONDS: Final = 0.25
@@ -95,7 +93,7 @@ class BatchWorker:
 
     def work(self) -> None:
         """Until stopped. Raises what a thread could not make sense of; the jobs held then come back by their leases."""
-        self._link.start(lambda: self._stopping_since is not None)
+        self._link.start(self._is_stopping)
         _log.info("worker ready", worker=self.broker.name, models=sorted(self._served))
         try:
             while self._stopping_since is None or self._jobs or self._asked:
@@ -107,6 +105,11 @@ class BatchWorker:
         finally:
             self._link.close()
         _log.info("worker stopped", worker=self.broker.name)
+
+    def _is_stopping(self) -> bool:
+        """Asked again and again while Redis is away, which is no reason to be taken for stuck."""
+        self._metrics.pulse.beat()
+        return self._stopping_since is not None
 
     def _read_inbox(self) -> None:
         """All that has come; waits for something only when there is nothing to compute."""
@@ -281,38 +284,3 @@ def resume_state(data: bytes | None) -> ResumeState | None:
     except ValueError as error:
         _log.warning("resume state left", error=str(error))
         return None
-
-
-def begin_error(error: Exception) -> JobError:
-    if isinstance(error, BadJobError):
-        return error.error
-    if isinstance(error, ValueError):
-        return JobError(code=ErrorCode.VALIDATION_FAILED, detail=str(error))
-    if is_out_of_memory(error):
-        return _out_of_memory()
-    _log.error("job not begun", exc_info=error)
-    return JobError(code=ErrorCode.INTERNAL, detail="the worker met an unexpected error (prepare)")
-
-
-def row_error(event: RowFailed) -> JobError:
-    """What the caller is told; the log has the traceback."""
-    error = event.error
-    if is_out_of_memory(error):
-        return _out_of_memory()
-    if isinstance(error, NotFiniteError):
-        return JobError(code=ErrorCode.VALIDATION_FAILED, detail=f"{error}; ask for less guidance")
-    if isinstance(error, ValueError) and event.stage == "prepare":
-        return JobError(code=ErrorCode.VALIDATION_FAILED, detail=str(error))
-    return JobError(code=ErrorCode.INTERNAL, detail=f"the worker met an unexpected error ({event.stage})")
-
-
-def _out_of_memory() -> JobError:
-    detail = "the picture does not fit into the worker's memory; ask for a smaller one"
-    return JobError(code=ErrorCode.OUT_OF_MEMORY, detail=detail)
-
-
-def store_error(error: Exception) -> JobError:
-    if isinstance(error, StoreError):
-        return store_unavailable("a finished picture could not be stored", error)
-    _log.error("picture not encoded", exc_info=error)
-    return JobError(code=ErrorCode.INTERNAL, detail="the worker could not encode a finished picture")

@@ -194,11 +194,20 @@ class BrokerLink:
                 self._look_for_stops()
                 if now >= sweep:
                     sweep = now + self._settings.reap_seconds
-                    self._broker.sweep()
+                    self._sweep()
             except REDIS_UNAVAILABLE as error:
                 _log.warning("redis away", call="heartbeat", error=str(error))
                 beat = 0.0
                 self._closing.wait(_RETRY_SECONDS)
+
+    def _sweep(self) -> None:
+        """Of other workers' jobs: whatever is the matter with one of them, ours go on."""
+        try:
+            self._broker.sweep()
+        except REDIS_UNAVAILABLE:
+            raise
+        except Exception:  # noqa: BLE001  # logged with its traceback, and tried again
+            _log.exception("sweep failed")
 
     def _clean(self) -> None:
         """In a thread of its own: to delete many pictures takes longer than a lease."""
@@ -207,6 +216,8 @@ class BrokerLink:
                 self._broker.clean(self._store)
             except (*REDIS_UNAVAILABLE, StoreError) as error:
                 _log.warning("not cleaned", error=str(error))
+            except Exception:  # noqa: BLE001  # as above
+                _log.exception("cleaning failed")
 
     def _beat(self) -> None:
         held = self._held.by_id()

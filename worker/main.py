@@ -1,6 +1,7 @@
 """A worker process: load the models, warm up, take jobs until told to stop."""
 
 import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from worker.build import build
 from worker.engine import numerics
 from worker.engine.engine import Engine
 from worker.engine.events import RowFailed
+from worker.health import end_when_hopeless
 from worker.measures import WorkerMetrics
 from worker.requests import usual_request
 from worker.store_outage import open_store
@@ -66,6 +68,7 @@ def main(
         port = metrics.serve(settings.host, settings.worker_metrics_port)
         _log.info("metrics", url=f"http://{settings.host}:{port}/metrics")
     worker = BatchWorker(settings, served, engine, store, metrics, name)
+    threading.Thread(target=end_when_hopeless, args=(metrics.pulse,), name="watchdog", daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     worker.work()

@@ -91,9 +91,8 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: self._messages.put(signal.Signals(number)))
-        if self._settings.worker_metrics_port is not None:
-            port = self._metrics.serve(self._settings.host, self._settings.worker_metrics_port)
-            _log.info("metrics", url=f"http://{self._settings.host}:{port}/metrics")
+        if not self._serve_metrics():
+            return False
         keepers = [threading.Thread(target=self._guarded_keep, args=(index,)) for index in range(len(self._devices))]
         for keeper in keepers:
             keeper.start()
@@ -105,6 +104,20 @@ class Supervisor:
                 self._forward(message)
         self._broker.close()
         return self._stopping.is_set()
+
+    def _serve_metrics(self) -> bool:
+        """False where that was asked for and cannot be."""
+        host, port = self._settings.host, self._settings.worker_metrics_port
+        if port is None:
+            return True
+        try:
+            port = self._metrics.serve(host, port)
+        except OSError as error:
+            advice = "set DARKROOM_WORKER_METRICS_PORT to a free port, and DARKROOM_HOST to an address of this machine"
+            _log.error(f"no metrics: {advice}", host=host, port=port, error=str(error))
+            return False
+        _log.info("metrics", url=f"http://{host}:{port}/metrics")
+        return True
 
     def _forward(self, number: signal.Signals) -> None:
         first = not self._stopping.is_set()

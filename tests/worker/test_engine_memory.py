@@ -11,13 +11,13 @@ from contract.errors import ErrorCode
 from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
 from tests.tiny_models import BASE
-from worker.batch_worker import begin_error
 from worker.engine import runner
 from worker.engine.engine import Engine
 from worker.engine.events import Event, LaneTicked, RowFailed, RowFinished, RowHandedBack
 from worker.engine.memory import Ceiling
 from worker.engine.resident import ResidentModel
 from worker.engine.scheduler import LaneKey
+from worker.errors import begin_error
 
 Models = Mapping[str, LatentDiffusion]
 EXHAUSTED = torch.OutOfMemoryError("injected")

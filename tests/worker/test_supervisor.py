@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -210,6 +211,15 @@ def test_no_start_is_repeated_that_would_fail_in_the_same_way(supervise: StartSu
     absent = supervise(*child[:-1], str(tmp_path / "elsewhere"))
     heard(absent, r"card\.json is missing")
     assert absent.wait(SECONDS) == 1
+
+
+def test_a_metrics_port_that_is_taken_is_told(supervise: StartSupervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by another supervisor on the same machine."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("DARKROOM_WORKER_METRICS_PORT", str(taken.getsockname()[1]))
+        supervisor = supervise("-c", HOLDER)
+        heard(supervisor, "no metrics: set DARKROOM_WORKER_METRICS_PORT to a free port")
+        assert supervisor.wait(SECONDS) == 1
 
 
 def test_a_child_drains_when_its_supervisor_is_killed(supervise: StartSupervisor, tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def port(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "from contract.settings import Settings\nfrom worker.supervisor import Supervisor\n"
         f"Supervisor(Settings(), ('cpu', 'cpu'), {[sys.executable, '-c', CHILD, str(tmp_path)]!r}).run()"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    proxied = {"http_proxy": "http://127.0.0.1:1", "no_proxy": ""}  # for other machines
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=os.environ | proxied)
     yield chosen
     process.kill()
     process.wait(SECONDS)
