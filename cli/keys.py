@@ -108,14 +108,16 @@ def _connected(redis_url: str) -> Iterator[Redis]:
     try:
         with connect(redis_url) as connection:
             yield connection
-    except (*REDIS_UNAVAILABLE, ValueError) as error:
-        err.print(
-            f"no Redis or Valkey answered at {without_password(redis_url)} ({error}); name the gateways' with "
-            "--redis-url or DARKROOM_REDIS_URL",
-            style="red",
-            markup=False,
-        )
-        raise typer.Exit(1) from error
+    except REDIS_UNAVAILABLE as error:
+        fault = f"no Redis or Valkey answered at {without_password(redis_url)} ({error})"
+    except ValidationError as error:
+        fault = f"a key in this Redis cannot be read, perhaps a newer version made it ({error.errors()[0]['msg']})"
+    except ValueError as error:
+        fault = str(error)
+    else:
+        return
+    err.print(f"{fault}; name the gateways' Redis with --redis-url or DARKROOM_REDIS_URL", style="red", markup=False)
+    raise typer.Exit(1)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ _SCOPES: Final = (
     "A key has scopes: `submit` makes, cancels and deletes jobs, `read` looks at them, `admin` does both with the jobs "
     "of every key."
 )
+_NOT_ACCEPTED: Final = "the API key is not one of this server's, or was revoked; ask for a new one"
 
 
 class KeyWith(SecurityBase):
@@ -49,9 +50,15 @@ async def _identified(headers: Headers, keys: ApiKeys) -> Caller:
     if who is None and is_damaged(given):
         raise _unauthorized("the API key is not whole: characters were cut off, added or changed; copy it again")
     if who is None:
-        raise _unauthorized("the API key is not one of this server's, or was revoked; ask for a new one")
+        raise _unauthorized(_NOT_ACCEPTED)
     structlog.contextvars.bind_contextvars(key=who.key_id)
     return who
+
+
+async def check_still_accepted(who: Caller, state: GatewayState) -> None:
+    """Raises the 401 where the key was revoked while its request waited."""
+    if not await state.api_keys.accepts(who):
+        raise _unauthorized(_NOT_ACCEPTED)
 
 
 def require(who: Caller, scope: Scope) -> None:

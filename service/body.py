@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, Sequence
 from difflib import get_close_matches
 from typing import Any, Final, Self, TypeVar
@@ -12,7 +13,7 @@ from starlette.requests import Request
 
 from contract.errors import ErrorCode
 from service.forms import read_form
-from service.problems import FieldError, ProblemError, expectation, pointer
+from service.problems import RETRY_SOON, FieldError, ProblemError, expectation, pointer
 from service.schemas import JSON_FIELDS, PICTURE_FIELDS, PictureRequest
 
 R = TypeVar("R", bound=PictureRequest)
@@ -25,35 +26,46 @@ _MAX_ERRORS: Final = 50
 _MAX_VALUES: Final = 20_000
 """In a JSON body, about. A request has some hundreds; millions take gigabytes before one of them is looked at."""
 _SHOWN_CHARS: Final = 100
-_RETRY_SOON: Final = {"Retry-After": "2"}
 
 
 class Bodies:
     """All bodies that one gateway reads, of at most `max_held_bytes` at once, from their first byte until their jobs
-    are queued. Small ones always pass: those of prompts without pictures."""
+    are queued; those of one API key take half of that at most. Small ones always pass: prompts without pictures."""
 
     def __init__(self, max_bytes: int, max_held_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.max_held_bytes = max_held_bytes
         self.held = 0  # bytes
+        self._held_by: dict[str, int] = {}
 
-    def share(self) -> "Share":
+    def share(self, api_key_id: str | None) -> "Share":
         """For one request; what it reads counts as held until the context ends."""
-        return Share(self)
+        return Share(self, api_key_id)
+
+    def hold(self, count: int, api_key_id: str | None) -> bool:
+        """Counts so many bytes more, or fewer. Returns whether they are within the bounds."""
+        self.held += count
+        if api_key_id is None:
+            return self.held <= self.max_held_bytes
+        own = self._held_by[api_key_id] = self._held_by.get(api_key_id, 0) + count
+        if own == 0:
+            del self._held_by[api_key_id]
+        return self.held <= self.max_held_bytes and own <= self.max_held_bytes // 2
 
 
 class Share:
     """What one request has added to the bytes that are held."""
 
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: Bodies, api_key_id: str | None) -> None:
         self._bodies = bodies
+        self._api_key_id = api_key_id
         self._bytes = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bodies.held -= self._bytes
+        self._bodies.hold(-self._bytes, self._api_key_id)
 
     async def read(self, request: Request, model: type[R]) -> R:
         """The body as its model. A field that JSON has twice counts as it stands last. Raises `ProblemError`: 400 not
@@ -78,7 +90,7 @@ class Share:
         chunks = self._counted(request)
         match content_type.partition(";")[0].strip().lower():
             case "application/json":
-                body = b"".join([chunk async for chunk in chunks])
+                body = b"".join([chunk async for chunk in chunks]).removeprefix(BOM_UTF8)
                 if len(body) < _SMALL_BYTES:
                     return _from_json(body, model)
                 return await asyncio.to_thread(_from_json, body, model)
@@ -93,15 +105,11 @@ class Share:
                 )
 
     async def _counted(self, request: Request) -> AsyncGenerator[bytes, None]:
-        bodies = self._bodies
         async for chunk in request.stream():
             self._bytes += len(chunk)
-            bodies.held += len(chunk)
-            if bodies.held > bodies.max_held_bytes and self._bytes > _SMALL_BYTES:
-                detail = (
-                    f"the server already holds {bodies.max_held_bytes:,} bytes of other requests; send it again soon"
-                )
-                raise ProblemError(ErrorCode.UPLOADS_BUSY, detail, headers=_RETRY_SOON)
+            if not self._bodies.hold(len(chunk), self._api_key_id) and self._bytes > _SMALL_BYTES:
+                detail = f"the server already holds {self._bodies.held:,} bytes of requests; send this one again soon"
+                raise ProblemError(ErrorCode.UPLOADS_BUSY, detail, headers=RETRY_SOON)
             yield chunk
 
 

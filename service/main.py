@@ -1,6 +1,7 @@
 """The gateway's process: one event loop, on the address of the settings, until SIGTERM or SIGINT."""
 
 import gc
+import resource
 import signal
 import sys
 from contextlib import suppress
@@ -58,6 +59,7 @@ def main(settings: Settings) -> None:
         require_keys(settings)
     except NoKeysError as error:
         raise SystemExit(str(error)) from error
+    _allow_files()
     server = GatewayServer(server_config(settings))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn passes the signal on once it has stopped
     gc.freeze()  # what was built up to here lives as long as the process: the collector need not look at it again
@@ -66,3 +68,9 @@ def main(settings: Settings) -> None:
         server.run()
     if not server.started:
         raise SystemExit(3)  # uvicorn has told why
+
+
+def _allow_files() -> None:
+    """As many as the system lets us have: every connection is one, and event streams soon hold the usual 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -33,7 +33,7 @@ _CODE_OF_STATUS: Final = {
     413: ErrorCode.BODY_TOO_LARGE,
     415: ErrorCode.UNSUPPORTED_MEDIA_TYPE,
 }
-_RETRY_SOON: Final = {"Retry-After": "2"}
+RETRY_SOON: Final = {"Retry-After": "2"}
 
 
 class FieldError(BaseModel):
@@ -191,12 +191,12 @@ async def _on_refused_submit(request: Request, error: SubmitRefusedError) -> Res
 
 async def _on_redis_away(request: Request, _: Exception) -> Response:
     detail = "the queue does not answer; nothing was changed that was not confirmed: repeat the request"
-    return answer(request, ErrorCode.BROKER_UNAVAILABLE, detail, headers=_RETRY_SOON)
+    return answer(request, ErrorCode.BROKER_UNAVAILABLE, detail, headers=RETRY_SOON)
 
 
 async def _on_store_away(request: Request, _: StoreError) -> Response:
     detail = "the picture store does not answer; repeat the request"
-    return answer(request, ErrorCode.STORE_UNAVAILABLE, detail, headers=_RETRY_SOON)
+    return answer(request, ErrorCode.STORE_UNAVAILABLE, detail, headers=RETRY_SOON)
 
 
 async def _on_disconnect(_request: Request, _: ClientDisconnect) -> Response:

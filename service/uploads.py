@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from contract.errors import ErrorCode
 from service.picture_files import PictureError, PictureFile, read_file
-from service.problems import FieldError, ProblemError, pointer
+from service.problems import RETRY_SOON, FieldError, ProblemError, pointer
 
 IMAGE: Final = "image"
 MASK: Final = "mask"
@@ -34,7 +34,6 @@ _SPACE: Final = b" \t\r\n\v\f"
 _AT_ONCE: Final = 2
 _HELD: Final = 20
 """Pictures of the largest size, or more smaller ones, that may wait for the store: 240 MiB at the default limit."""
-_RETRY_SOON: Final = {"Retry-After": "2"}
 _GREY, _PALETTE = 0, 3  # colour types of PNG
 # EXIF's orientations other than 1, which is the picture as it is.
 _UPRIGHT: Final = {
@@ -94,7 +93,7 @@ class Uploads:
     def _refuse_more_than_fit(self) -> None:
         if self._held > self._max_held:
             detail = "the pictures of other requests still wait for the store; send it again soon"
-            raise ProblemError(ErrorCode.UPLOADS_BUSY, detail, headers=_RETRY_SOON)
+            raise ProblemError(ErrorCode.UPLOADS_BUSY, detail, headers=RETRY_SOON)
 
     def _hold(self, picture: Picture) -> None:
         """Until nobody has it any more, however its request ends."""

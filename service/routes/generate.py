@@ -11,7 +11,7 @@ from broker.submit import Submitted
 from contract.errors import ErrorCode
 from contract.spec import Task
 from service import quotas
-from service.auth import Submitter
+from service.auth import Submitter, check_still_accepted
 from service.auth_keys import Caller
 from service.jobs_view import JobView, view_job
 from service.openapi import request_body
@@ -61,6 +61,7 @@ def _endpoint(task: Task) -> Callable[..., Awaitable[JobView]]:
         seconds = seconds_to_wait(parameters.prefer, state.settings.max_wait_seconds)
         if seconds is not None:
             await wait_for_end(request, state, submitted.job_id, seconds, parameters.cancel_on_disconnect)
+            await check_still_accepted(caller, state)
             response.headers["Preference-Applied"] = f"wait={seconds:g}"
         job = submitted.record if seconds is None else None
         return await _answer(
@@ -76,7 +77,7 @@ async def _queue(
     request: Request, state: GatewayState, task: Task, caller: Caller, idempotency_key: str | None
 ) -> Submitted:
     """Apart, so that nothing holds the body while its client waits for the job."""
-    with state.bodies.share() as share:
+    with state.bodies.share(caller.key_id) as share:
         asked = await share.read(request, REQUESTS[task])
         return await submit(state, task, asked, caller.key_id, idempotency_key, request.scope[REQUEST_ID_SCOPE_KEY])
 

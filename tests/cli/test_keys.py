@@ -10,6 +10,7 @@ from broker.api_keys import Scope, is_damaged, key_id, list_keys
 from broker.embedded import EmbeddedValkey, free_port
 from broker.quotas import OwnLimits
 from cli.main import app
+from contract import keys
 
 
 def run(server: EmbeddedValkey, *arguments: str) -> Result:
@@ -74,7 +75,15 @@ def test_what_is_not_there_is_said(redis_client: Redis, valkey_server: EmbeddedV
         unknown = run(valkey_server, command, "0123456789abcdef")
         assert unknown.exit_code == 1
         assert "no key has the id '0123456789abcdef'" in unknown.stderr
-    for url in (f"redis://127.0.0.1:{free_port()}/0", "http://127.0.0.1"):
+    nobody = f"redis://127.0.0.1:{free_port()}/0"
+    for url, fault in ((nobody, f"no Redis or Valkey answered at {nobody}"), ("http://127.0.0.1", "neither redis://")):
         away = run(valkey_server, "list", "--redis-url", url)
         assert away.exit_code == 1
-        assert f"no Redis or Valkey answered at {url}" in " ".join(away.stderr.split())
+        assert fault in " ".join(away.stderr.split())
+
+
+def test_a_key_of_another_version_is_said(redis_client: Redis, valkey_server: EmbeddedValkey) -> None:
+    redis_client.hset(keys.api_keys(), "0123456789abcdef", '{"of": "a later version"}')
+    odd = run(valkey_server, "list")
+    assert odd.exit_code == 1
+    assert "perhaps a newer version made it" in " ".join(odd.stderr.split())

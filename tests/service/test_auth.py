@@ -234,6 +234,20 @@ async def test_a_revoked_key_hears_nothing_more(
     assert events == ["event: started"]
 
 
+async def test_a_key_revoked_while_it_waits_is_not_answered(
+    client: httpx.AsyncClient, worker: WorkerBroker, redis_client: Redis
+) -> None:
+    key = make_key(redis_client)
+    waiting = asyncio.create_task(client.post("/v1/txt2img", json=BODY, headers=key | {"Prefer": "wait=2"}))
+    taken = False
+    while not taken:
+        taken = bool(await asyncio.to_thread(worker.take, 1))
+    revoke_key(redis_client, id_of(key))
+    answer = await waiting
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+    assert "urls" not in answer.text
+
+
 async def test_known_keys_identify_while_redis_is_away(settings: Settings, serving: Serving) -> None:
     server = EmbeddedValkey()
     server.start()

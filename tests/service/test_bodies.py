@@ -14,6 +14,7 @@ from PIL import Image
 from starlette.requests import ClientDisconnect, Request
 
 from broker.worker_side import WorkerBroker
+from contract.errors import ErrorCode
 from contract.settings import Settings
 from service.app import create_app
 from service.body import Bodies
@@ -265,7 +266,7 @@ async def test_whatever_ends_a_body_gives_its_bytes_back() -> None:
     async def read(*came: dict[str, Any]) -> None:
         messages[:] = came
         scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
-        with bodies.share() as share:
+        with bodies.share(None) as share:
             await share.read(Request(scope, receive), TextToImage)
             assert bodies.held > 0
 
@@ -303,3 +304,31 @@ def test_bounds_are_documented_as_json_schema_has_them(settings: Settings) -> No
         collect(schemas[task.__name__]["properties"])
     assert {"minimum", "maximum", "exclusiveMinimum"} <= names
     assert not names & {"ge", "gt", "le", "lt"}
+
+
+async def test_one_key_does_not_hold_all_of_it() -> None:
+    bodies = Bodies(10_000_000, 1_000_000)
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+    body = b'{"prompt": "a"' + b" " * 300_000 + b"}"
+
+    def request() -> Request:
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            return messages.pop(0)
+
+        return Request(scope, receive)
+
+    with bodies.share("painters") as first, bodies.share("painters") as second, bodies.share("others") as third:
+        await first.read(request(), TextToImage)
+        with pytest.raises(ProblemError) as refused:
+            await second.read(request(), TextToImage)
+        assert refused.value.code is ErrorCode.UPLOADS_BUSY
+        await third.read(request(), TextToImage)
+    assert bodies.held == 0
+
+
+async def test_a_byte_order_mark_before_json_is_no_fault(client: httpx.AsyncClient, worker: WorkerBroker) -> None:
+    body = b'\xef\xbb\xbf{"prompt": "a pizza"}'
+    answer = await client.post("/v1/txt2img", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 202
