@@ -84,6 +84,6 @@ def test_what_is_not_there_is_said(redis_client: Redis, valkey_server: EmbeddedV
 
 def test_a_key_of_another_version_is_said(redis_client: Redis, valkey_server: EmbeddedValkey) -> None:
     redis_client.hset(keys.api_keys(), "0123456789abcdef", '{"of": "a later version"}')
-    odd = run(valkey_server, "list")
+    odd = run(valkey_server, "revoke", "0123456789abcdef")
     assert odd.exit_code == 1
     assert "perhaps a newer version made it" in " ".join(odd.stderr.split())
