@@ -42,6 +42,10 @@ def test_what_is_built_is_a_stage_of_the_dockerfile() -> None:
     assert compose()["secrets"]["pip"] == {"file": "${PIP_CONF:-/dev/null}"}
 
 
+def test_logs_are_bounded() -> None:
+    assert {name for name, service in SERVICES.items() if "max-size" not in service["logging"]["options"]} == set()
+
+
 def test_ports_are_published_on_loopback_alone() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", ())]
     assert len(published) == 4
@@ -66,6 +70,7 @@ def test_ports_and_buckets_agree() -> None:
     gateway = SERVICES["gateway"]
     assert gateway["ports"] == [f"127.0.0.1:8000:{gateway['environment']['DARKROOM_PORT']}"]
     assert "-bucket=darkroom" in SERVICES["seaweedfs"]["command"]
+    assert "/buckets/darkroom/" in SERVICES["seaweedfs"]["healthcheck"]["test"][1]
     prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     scraped = {
         (name, found["port"])
