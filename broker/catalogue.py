@@ -57,7 +57,7 @@ def beat(connection: Redis, worker: LiveWorker, lease_seconds: float) -> None:
 
 def remove_worker(connection: Redis, name: str) -> None:
     """Off our lists and RQ's, at once."""
-    pipeline = connection.pipeline()
+    pipeline = connection.pipeline(transaction=False)
     pipeline.zrem(keys.workers(), name)
     pipeline.delete(keys.worker(name))
     rq_surface.forget_worker(name, pipeline)

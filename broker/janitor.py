@@ -54,7 +54,7 @@ def delete_job(connection: Redis, store: Store, job_id: str) -> JobStatus | None
         return status
     store.delete_folder(keys.outputs_of(job_id))
     store.delete_folder(keys.inputs_of(job_id))
-    pipeline = connection.pipeline()
+    pipeline = connection.pipeline(transaction=False)  # a full Redis would refuse a transaction
     spec = _spec(fields[2])
     if spec is not None:
         pipeline.zrem(keys.jobs_of(spec.api_key_id), job_id)
@@ -63,8 +63,8 @@ def delete_job(connection: Redis, store: Store, job_id: str) -> JobStatus | None
     pipeline.delete(keys.job(job_id), keys.events(job_id), keys.preview(job_id), keys.progress(job_id))
     pipeline.delete(keys.resume(job_id))
     pipeline.zrem(keys.all_jobs(), job_id)
-    pipeline.zrem(keys.ended(), job_id)
     pipeline.zrem(keys.inputs_due(), job_id)
+    pipeline.zrem(keys.ended(), job_id)  # the last: what is cut off before it is done again
     pipeline.execute()
     return status
 

@@ -10,6 +10,7 @@ from redis.asyncio import Redis as AsyncRedis
 from broker import rq_surface
 from broker.connection import text
 from broker.events import Progress
+from broker.state import LUA_STORED, Stored, stored, stored_keys
 from contract import keys
 from contract.spec import JobError, JobResult, JobSpec, JobStatus, JobWarning, Priority
 
@@ -58,29 +59,24 @@ async def read_job(connection: AsyncRedis, job_id: str) -> JobRecord | None:
 
 async def read_jobs(connection: AsyncRedis, job_ids: Sequence[str]) -> list[JobRecord | None]:
     """One record per id; None where there is no job (or none that this version can read)."""
-    pipeline = connection.pipeline(transaction=True)
-    for job_id in job_ids:
-        pipeline.hmget(rq_surface.job_key(job_id), ["status", "data"])
-        pipeline.hgetall(keys.job(job_id))
-        pipeline.get(keys.progress(job_id))
-    answers = await pipeline.execute()
-    records = [_record(*answers[i : i + 3]) for i in range(0, len(answers), 3)]
+    names = stored_keys(job_ids)
+    answers: Any = await connection.eval(LUA_STORED, len(names), *names)
+    records = [_record(stored(answer)) for answer in answers]
     return [await _with_position(connection, record) for record in records]
 
 
-def _record(rq_fields: list[bytes | None], ours: dict[bytes, bytes], progress: bytes | None) -> JobRecord | None:
-    rq_status, data = rq_fields
-    status = rq_surface.STATUS.get(text(rq_status)) if rq_status else None
-    if status is None or data is None or b"created_at" not in ours:
+def _record(job: Stored) -> JobRecord | None:
+    ours, status = job.ours, rq_surface.STATUS.get(text(job.status)) if job.status else None
+    if status is None or job.data is None or b"created_at" not in ours:
         return None
     try:
-        spec = rq_surface.stored_spec(data)
+        spec = rq_surface.stored_spec(job.data)
         result = JobResult.from_json(ours[b"result"]) if b"result" in ours else None
         error = JobError.model_validate_json(ours[b"error"], extra="ignore") if b"error" in ours else None
         warnings = result.warnings if result else _WARNINGS.validate_json(ours.get(b"warnings", b"[]"), extra="ignore")
     except ValueError:
         return None
-    step, steps = _steps(progress, spec, status)
+    step, steps = _steps(job.progress, spec, status)
     return JobRecord(
         spec=spec,
         status=status,

@@ -1,6 +1,8 @@
-"""One reading of a job, as those see it who decide what becomes of it: cancel, sweep and whoever follows a death."""
+"""One reading of jobs, and what of it those see who decide what becomes of one: cancel, sweep, and after a death."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from redis import Redis
 
@@ -11,6 +13,38 @@ from broker.events import Progress
 from broker.stops import Stop
 from contract import keys
 from contract.spec import JobSpec, JobStatus
+
+# KEYS: by `stored_keys`. No transaction, since a full Redis refuses even those that only read.
+LUA_STORED: Final = f"""
+local jobs = {{}}
+for k = 1, #KEYS, 4 do
+  jobs[#jobs + 1] = {{redis.call('HMGET', KEYS[k], 'status', 'origin', 'data'), redis.call('HGETALL', KEYS[k + 1]),
+    redis.call('GET', KEYS[k + 2]), redis.call('HGET', KEYS[k + 3], '{resume.STEPS}')}}
+end
+return jobs
+"""
+
+
+class Stored(NamedTuple):
+    """What is kept of a job: fields of RQ's hash, all of ours, the value of its progress, saved steps."""
+
+    status: bytes | None
+    queue: bytes | None
+    data: bytes | None
+    ours: dict[bytes, bytes]
+    progress: bytes | None
+    steps: bytes | None
+
+
+def stored_keys(job_ids: Iterable[str]) -> list[str]:
+    functions = (rq_surface.job_key, keys.job, keys.progress, keys.resume)
+    return [key(job_id) for job_id in job_ids for key in functions]
+
+
+def stored(answer: Sequence[Any]) -> Stored:
+    """Of one job."""
+    (status, queue, data), ours, progress, steps = answer
+    return Stored(status, queue, data, dict(zip(ours[::2], ours[1::2], strict=True)), progress, steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +75,9 @@ class JobState:
 
 def read_state(connection: Redis, job_id: str) -> JobState | None:
     """None: there is no such job."""
-    pipeline = connection.pipeline(transaction=True)
-    pipeline.hmget(rq_surface.job_key(job_id), ["status", "origin", "data"])
-    pipeline.hgetall(keys.job(job_id))
-    pipeline.get(keys.progress(job_id))
-    pipeline.hget(keys.resume(job_id), resume.STEPS)
-    (status, queue, data), ours, progress, steps = pipeline.execute()
+    names = stored_keys([job_id])
+    (answer,) = connection.eval(LUA_STORED, len(names), *names)
+    status, queue, data, ours, progress, steps = stored(answer)
     if status is None:
         return None
     saved = int(steps or 0)
