@@ -1,17 +1,18 @@
 """A primary, a replica and a Sentinel, as real processes on loopback, with the rights that operations.md advises."""
 
+import asyncio
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 from urllib.parse import quote
 
 from redis import Redis
 from redis.exceptions import RedisError
 
-from broker.connection import text
+from broker.connection import REDIS_UNAVAILABLE, text
 from broker.embedded import find_server, free_port
 
 SERVICE: Final = "darkroom"
@@ -20,10 +21,42 @@ RIGHTS: Final = "~rq:* ~darkroom:* +@all -@admin -@dangerous +info +client|list"
 _OF_OTHERS: Final = "for-replicas"
 _OF_SENTINELS: Final = "for-asking"
 _PATIENCE_SECONDS: Final = 30.0
+_TRIES: Final = 60
+
+Answer = TypeVar("Answer")
+
+
+def start_sentinel(folder: Path, port: int, primary: int, more: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """It takes a primary for dead after 300 ms, and alone decides what to do. `more` are lines of its configuration."""
+    lines = [
+        f"bind 127.0.0.1\nport {port}\ndir {folder}\nlogfile {folder / 'log'}",
+        f"sentinel monitor {SERVICE} 127.0.0.1 {primary} 1",
+        f"sentinel down-after-milliseconds {SERVICE} 300",
+        f"sentinel failover-timeout {SERVICE} 2000",
+        *more,
+    ]
+    config = folder / "sentinel.conf"
+    config.write_text("\n".join(lines) + "\n")
+    return _start(str(config), "--sentinel")
+
+
+def _start(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [find_server(), *arguments]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+async def patiently(call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """As callers of a gateway do, and workers."""
+    for _ in range(_TRIES):
+        try:
+            return await call()
+        except REDIS_UNAVAILABLE:
+            await asyncio.sleep(0.05)
+    return await call()
 
 
 class SentinelSet:
-    """Use as a context manager. The Sentinel takes a primary for dead after 300 ms and alone decides what to do."""
+    """Use as a context manager."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -59,9 +92,9 @@ class SentinelSet:
         """A server without data that takes itself for a primary, unless told otherwise."""
         folder = self._folder / str(port)
         folder.mkdir(exist_ok=True)
-        self._run(
-            port, "--bind", "127.0.0.1", "--dir", str(folder), "--logfile", str(folder / "log"), "--save", "",
-            "--repl-diskless-sync-delay", "0", "--requirepass", _OF_OTHERS, "--masterauth", _OF_OTHERS,
+        self._processes[port] = _start(
+            "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--logfile", str(folder / "log"),
+            "--save", "", "--repl-diskless-sync-delay", "0", "--requirepass", _OF_OTHERS, "--masterauth", _OF_OTHERS,
             "--user", "darkroom", "on", f">{PASSWORD}", *RIGHTS.split(), *options,
         )  # fmt: skip
         self.wait_for(port, lambda server: bool(server.ping()))
@@ -112,14 +145,8 @@ class SentinelSet:
     def _start_sentinel(self, primary: int) -> None:
         folder = self._folder / "sentinel"
         folder.mkdir()
-        config = folder / "sentinel.conf"
-        config.write_text(
-            f"bind 127.0.0.1\nport {self._sentinel_port}\ndir {folder}\nlogfile {folder / 'log'}\n"
-            f"requirepass {_OF_SENTINELS}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 1\n"
-            f"sentinel auth-pass {SERVICE} {_OF_OTHERS}\nsentinel down-after-milliseconds {SERVICE} 300\n"
-            f"sentinel failover-timeout {SERVICE} 2000\n"
-        )
-        self._run(None, str(config), "--sentinel")
+        passwords = (f"requirepass {_OF_SENTINELS}", f"sentinel auth-pass {SERVICE} {_OF_OTHERS}")
+        self._processes[self._sentinel_port] = start_sentinel(folder, self._sentinel_port, primary, passwords)
         with self._sentinel() as sentinel:
             deadline = time.monotonic() + _PATIENCE_SECONDS
             while True:
@@ -135,12 +162,6 @@ class SentinelSet:
 
     def _sentinel(self) -> Redis:
         return Redis(port=self._sentinel_port, password=_OF_SENTINELS, protocol=2)
-
-    def _run(self, port: int | None, *arguments: str) -> None:
-        command = [find_server(), *([] if port is None else ["--port", str(port)]), *arguments]
-        self._processes[port or self._sentinel_port] = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
 
     def _stop(self) -> None:
         for port in list(self._processes):

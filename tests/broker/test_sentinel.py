@@ -1,9 +1,8 @@
 """Sentinel decides who is primary, and both sides of the broker follow: what was replicated goes on."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
-from typing import TypeVar
 
 import pytest
 
@@ -21,13 +20,11 @@ from broker.worker_side import WorkerBroker
 from contract.redis_url import parse_redis_url
 from contract.settings import Settings
 from contract.spec import JobResult, JobSpec, JobStatus
-from tests.broker.sentinel_set import SentinelSet
+from tests.broker.sentinel_set import SentinelSet, patiently
 
 MakeSpec = Callable[..., JobSpec]
 ResultOf = Callable[[TakenJob], JobResult]
 MakeWorker = Callable[..., WorkerBroker]
-Answer = TypeVar("Answer")
-TRIES = 60
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +39,6 @@ def settings(settings: Settings, servers: SentinelSet) -> Settings:
     with servers.server(servers.primary()) as primary:
         primary.flushall()
     return settings.model_copy(update={"redis_url": servers.url, "lease_seconds": 60.0})
-
-
-async def patiently(call: Callable[[], Awaitable[Answer]]) -> Answer:
-    """As callers of a gateway do, and workers."""
-    for _ in range(TRIES):
-        try:
-            return await call()
-        except REDIS_UNAVAILABLE:
-            await asyncio.sleep(0.05)
-    return await call()
 
 
 async def follow(gateway: JobBroker, job_id: str) -> list[StreamedEvent]:
