@@ -23,6 +23,8 @@ def friendly_errors() -> Iterator[None]:
         yield
     except (ApiError, JobFailedError, OSError) as error:
         err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        if isinstance(error, ApiError) and error.status == 401:
+            err.print("The key is --api-key or DARKROOM_API_KEY.", style="red")
         raise typer.Exit(1) from error
     except (httpx.TransportError, httpx.InvalidURL) as error:
         err.print(

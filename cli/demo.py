@@ -75,7 +75,7 @@ def demo(
         err.print("stopped")
         raise typer.Exit(130) from error
     except StackError as error:
-        err.print(str(error), style="red", markup=False)
+        err.print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 

@@ -14,8 +14,8 @@ from contract.spec import JobStatus
 
 app = typer.Typer(no_args_is_help=True, help="List, show, cancel and delete the jobs of your API key.")
 
-_WHOLE = (("id", 32), ("task", 7), ("status", 9), ("age", 4))
-"""Columns that a narrow terminal leaves as they are, with their widths."""
+_WHOLE = ("id", "task", "status", "age")
+"""Columns that a narrow terminal leaves as they are."""
 
 JobId = Annotated[str, typer.Argument(help="The job's id.", metavar="JOB")]
 
@@ -30,11 +30,11 @@ def list_jobs(
     """The newest jobs first."""
     with friendly_errors(), DarkroomClient(url, api_key) as client:
         page = client.jobs(status, limit)
-    whole = [Column(name, no_wrap=True, min_width=width) for name, width in _WHOLE]
-    table = Table(*whole, *(Column(name, no_wrap=True) for name in ("model", "prompt")), box=None, pad_edge=False)
+    table = Table(*(Column(name, no_wrap=True) for name in _WHOLE), "model", "prompt", box=None, pad_edge=False)
     for job in (Job.model_validate(entry) for entry in page["data"]):
-        prompt = str(job.request.get("prompt", ""))
-        table.add_row(job.id, job.task.value, job.status.value, _age(job.created_at), job.model, Text(prompt))
+        prompt = " ".join(str(job.request.get("prompt", "")).split())
+        cut = (Text(text, no_wrap=True, overflow="ellipsis") for text in (job.model, prompt))
+        table.add_row(job.id, job.task.value, job.status.value, _age(job.created_at), *cut)
     out.print(table)
 
 

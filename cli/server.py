@@ -58,7 +58,7 @@ def up(
     except KeyboardInterrupt:
         out.print("stopped")
     except (StackError, OSError) as error:
-        err.print(str(error), style="red", markup=False)
+        err.print(str(error), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 

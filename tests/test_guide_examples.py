@@ -131,6 +131,9 @@ def test_examples_with_a_key(stack: Stack, place: Path) -> None:
             for line in code.splitlines():
                 shell.environment["DARKROOM_API_KEY"] = "another"
                 assert '"code": "unauthorized"' in shell.run(line).stdout
+            refused = shell.run("darkroom jobs list")
+            assert refused.returncode == 1
+            assert "--api-key or DARKROOM_API_KEY" in refused.stderr
         finally:
             gateway.terminate()
 

@@ -117,7 +117,9 @@ def test_jobs_are_listed_shown_and_deleted(stack: Stack, client: DarkroomClient)
     job = client.result(followed(client, client.submit(Task.TXT2IMG, {"prompt": "a pizza", "seed": 3})))
     listing = CliRunner().invoke(app, ["jobs", "list", "--url", stack.url], env={"COLUMNS": "80"}).stdout
     line = next(line for line in listing.splitlines() if job.id in line)
-    assert re.fullmatch(rf"{job.id} +txt2img +succeeded +\d+s .*", line), "a narrow terminal keeps what matters"
+    assert re.fullmatch(rf"{job.id} +txt2img +succeeded +\d+s +tiny +a piz.*", line), (
+        "a narrow terminal keeps what matters"
+    )
     shown = json.loads(run(stack, "jobs", "show", job.id).stdout)
     assert shown["images"][0]["seed"] == 3
     run(stack, "jobs", "delete", job.id)
