@@ -24,6 +24,7 @@ from broker.embedded import free_port
 from broker.supervisor_side import SupervisorBroker
 from broker.worker_side import worker_name
 from contract.settings import Settings
+from worker.engine.cores import usable_cores
 from worker.supervisor_metrics import SupervisorMetrics
 
 CONFIGURATION_ERROR: Final = 78
@@ -188,8 +189,7 @@ class Supervisor:
         environment = ({} if "OMP_WAIT_POLICY" in os.environ else _BRIEF_SPIN) | os.environ
         beside = self._devices.count("cpu")
         if self._devices[index] == "cpu" and beside > 1 and self._settings.worker_threads is None:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            environment["DARKROOM_WORKER_THREADS"] = str(max(1, cores // beside))
+            environment["DARKROOM_WORKER_THREADS"] = str(max(1, usable_cores() // beside))
         if metrics_port is not None:
             environment |= {"DARKROOM_WORKER_METRICS_PORT": str(metrics_port), "DARKROOM_HOST": "127.0.0.1"}
         return environment

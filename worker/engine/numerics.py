@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from worker.engine import runner
 from worker.engine.bank import Bank
+from worker.engine.cores import usable_cores
 from worker.engine.resident import ResidentModel
 from worker.engine.scheduler import LaneKey
 
@@ -42,7 +43,7 @@ def pin(threads: int | None = None) -> int:
     """
     if os.environ.get("OMP_DYNAMIC", "").strip().lower() in ("true", "1"):
         raise NumericsError("OMP_DYNAMIC is set: the number of threads would change from call to call; unset it")
-    available = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    available = min(torch.get_num_threads(), usable_cores())
     count = 1 << ((threads or available).bit_length() - 1)
     torch.set_num_threads(count)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", _CUBLAS_WORKSPACE)
