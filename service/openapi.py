@@ -20,7 +20,7 @@ from service.schemas import JSON_FIELDS, PICTURE_FIELDS, REQUESTS
 _KEY_HEADER_SCHEME: Final = "APIKeyHeader"
 _REF: Final = "#/components/schemas/{model}"
 DESCRIPTION: Final = """
-Prompts, masks and small pictures in; pictures out. A `POST` to one of the four tasks makes a *job*, answered with 202.
+Prompts, masks and small pictures in; pictures out. A `POST` to one of the four tasks makes a job, answered with 202.
 Follow it by its events, look at it now and then, or send `Prefer: wait=30` and get it when it has ended.
 The pictures are behind the signed URLs of the ended job.
 

@@ -20,7 +20,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 body { color: #222; background: #fff }
 h2 { margin-top: 3rem; border-bottom: 1px solid #ccc }
 nav a { display: block }
-table { border-collapse: collapse; margin: .5rem 0 1rem }
+table { border-collapse: collapse; margin: .5rem 0 1rem; display: block; overflow-x: auto }
 th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0 }
 tr { border-bottom: 1px solid #ddd }
 pre { background: #f4f4f4; padding: .8rem; overflow-x: auto }
@@ -56,9 +56,11 @@ def page(document: Json) -> str:
     info = document["info"]
     parts = "".join(_operation(method, path, call, document) for method, path, call in calls)
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(info['title'])}</title>"
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=width=device-width>"
+        f"<title>{escape(info['title'])}</title>"
         f"<style>{_STYLE}</style><h1>{escape(info['title'])} {escape(info['version'])}</h1>"
-        f"{_prose(info['description'])}<p>The same for programs: <a href=openapi.json>openapi.json</a></p>"
+        f"{_prose(info['description'])}<p>The same for programs: <a href=openapi.json>openapi.json</a>. "
+        "A * marks fields that a request must give, or that an answer always has.</p>"
         f"<nav>{links}</nav>{parts}</html>"
     )
 
@@ -108,11 +110,13 @@ def _type(schema: Json, schemas: Json) -> str:
         return str(schema["const"])
     if schema.get("type") == "array":
         return f"list of {_type(schema.get('items', {}), schemas)}"
-    low = schema.get("minimum", schema.get("exclusiveMinimum", schema.get("minLength")))
+    low = schema.get("minimum", schema.get("minLength"))
     high = schema.get("maximum", schema.get("exclusiveMaximum", schema.get("maxLength")))
     parts = [str(schema.get("type", "any"))]
     if low is not None:
         parts.append(f"from {low}")
+    if "exclusiveMinimum" in schema:
+        parts.append(f"above {schema['exclusiveMinimum']}")
     if high is not None:
         parts.append(f"to {high}")
     return " ".join(parts)

@@ -31,7 +31,8 @@ def problems(*codes: ErrorCode) -> Responses:
     by_status: Responses = {}
     for code in (*codes, ErrorCode.INTERNAL, ErrorCode.BROKER_UNAVAILABLE):
         content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}}
-        entry = by_status.setdefault(code.status, {"description": code.summary, "content": content})
+        entry = by_status.setdefault(code.status, {"description": "", "content": content})
+        entry["description"] = "; ".join(filter(None, (entry["description"], f"`{code.value}`: {code.summary}")))
         example = problem_of(code).model_dump(mode="json", exclude_none=True)
         entry["content"][PROBLEM_TYPE]["examples"][code.value] = {"summary": code.summary, "value": example}
     return by_status

@@ -48,6 +48,7 @@ def test_every_call_parameter_and_field_is_there() -> None:
             assert f"<code>{method.upper()} {path}</code>" in text
             for parameter in call.get("parameters", ()):
                 assert f"<td>{parameter['name']}</td>" in text
+    assert "<code>idempotency_mismatch</code>: The Idempotency-Key was used with another body" in text
     for name in ("TextToImage", "InpaintForm", "JobView"):
         for field in document["components"]["schemas"][name]["properties"]:
             assert re.search(rf"<td>{field}\*?</td>", text), (name, field)
