@@ -58,7 +58,7 @@ class Finisher:
         """
         commands = [*self._ended_in_rq(job, outcome, worker), *self._ended_in_ours(job, outcome)]
         if execution_id is None:
-            commands += lines.gave_up(job.queue, job.job_id, job.spec)
+            commands += lines.gave_up(job.queue, job.job_id, job.owner)
             return self._fence.run(job.job_id, JobStatus.QUEUED, None, commands).done
         mark = f"{outcome.type}:{execution_id}"
         commands += [*self._released(job, execution_id, mark), *_counted(job, outcome, steps)]
@@ -75,7 +75,7 @@ class Finisher:
         state = read_state(self._connection, job_id)
         if state is None or state.execution_id != execution_id:
             return "gone"
-        job, model = state.ref, state.ref.spec.model if state.ref.spec else "unknown"
+        job = state.ref
         deaths = state.deaths.another(state.saved_steps)
         end: Outcome | None = None
         if state.stop is not None:
@@ -86,10 +86,10 @@ class Finisher:
             return "ended" if self.end(job, execution_id, end) else "gone"
         more: list[Command] = [
             ("HSET", keys.job(job_id), *(part for pair in deaths.fields().items() for part in pair)),
-            _count(metrics.EXECUTIONS_REAPED, model),
+            _count(metrics.EXECUTIONS_REAPED, job.model),
         ]
         if state.lost_steps:
-            more.append(_count(metrics.DENOISING_STEPS_REDONE, model, by=state.lost_steps))
+            more.append(_count(metrics.DENOISING_STEPS_REDONE, job.model, by=state.lost_steps))
         answer = self._requeue(job, execution_id, QueuedEvent(reason="abandoned"), deaths.suspect, more)
         if answer.stop is not None:  # asked just now
             return self.abandon(job_id, execution_id)
@@ -161,13 +161,13 @@ class Finisher:
             ("ZADD", keys.ended(), At(), job_id),
             added_event(job_id, outcome),
             ("EXPIRE", keys.events(job_id), settings.events_retention_seconds),
+            ("SREM", keys.waiting(job.owner, job.model), job_id),
+            _count(metrics.STEPS_ENDED, job.model, by=job.steps),
         ]
+        if isinstance(outcome, FailedEvent):
+            commands.append(_count(metrics.JOBS_FAILED, job.model, outcome.error.code))
         if spec is not None:
-            commands.append(("SREM", keys.waiting(spec.api_key_id, spec.model), job_id))
             commands.append(_count(metrics.JOBS_ENDED, spec.model, spec.task, _STATUS[outcome.type]))
-            commands.append(_count(metrics.STEPS_ENDED, spec.model, by=spec.n * spec.steps))
-            if isinstance(outcome, FailedEvent):
-                commands.append(_count(metrics.JOBS_FAILED, spec.model, outcome.error.code))
             if spec.inputs:
                 commands.append(("ZADD", keys.inputs_due(), At(settings.inputs_retention_seconds), job_id))
         return commands

@@ -9,7 +9,6 @@ that came back from a worker, and one of suspects. An id counts as waiting while
 from broker import rq_surface
 from broker.fence import Command
 from contract import keys
-from contract.spec import JobSpec
 
 
 def came_back(queue: str, job_id: str, suspect: bool) -> list[Command]:
@@ -18,9 +17,7 @@ def came_back(queue: str, job_id: str, suspect: bool) -> list[Command]:
     return [("LPUSH", rq_surface.queue_key(queue), job_id), ("LPUSH", first, job_id)]
 
 
-def gave_up(queue: str, job_id: str, spec: JobSpec | None) -> list[Command]:
+def gave_up(queue: str, job_id: str, owner: str) -> list[Command]:
     """A waiting job ends untaken."""
-    lists = [rq_surface.queue_key(queue), keys.returned(queue), keys.suspects(queue)]
-    if spec is not None:
-        lists.append(keys.line(queue, spec.api_key_id))
+    lists = (rq_surface.queue_key(queue), keys.returned(queue), keys.suspects(queue), keys.line(queue, owner))
     return [("LREM", name, 0, job_id) for name in lists]

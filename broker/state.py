@@ -49,15 +49,20 @@ def stored(answer: Sequence[Any]) -> Stored:
 
 @dataclass(frozen=True, slots=True)
 class JobRef:
-    """A job and what never changes about it. Even one that nobody can read (no spec) must end and be cleaned up."""
+    """A job and what never changes about it. Even one that nobody can read (no spec) must end, be cleaned up and be
+    taken off what its submit counted: `owner` is the API key's id, `steps` those of all its pictures."""
 
     job_id: str
     queue: str
     spec: JobSpec | None
+    model: str
+    owner: str
+    steps: int
 
     @classmethod
     def of(cls, spec: JobSpec) -> "JobRef":
-        return cls(spec.id, keys.queue_name(spec.model, spec.priority), spec)
+        queue, owner = keys.queue_name(spec.model, spec.priority), spec.api_key_id or keys.ANONYMOUS
+        return cls(spec.id, queue, spec, spec.model, owner, spec.n * spec.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +85,10 @@ def read_state(connection: Redis, job_id: str) -> JobState | None:
     status, queue, data, ours, progress, steps = stored(answer)
     if status is None:
         return None
-    saved = int(steps or 0)
+    saved, spec = int(steps or 0), _spec_or_none(data)
+    told = text(ours.get(b"model", b"unknown")), text(ours.get(b"owner", b"")), int(ours.get(b"steps", 0))
     return JobState(
-        ref=JobRef(job_id, text(queue or ""), _spec_or_none(data)),
+        ref=JobRef.of(spec) if spec else JobRef(job_id, text(queue or ""), None, *told),
         status=rq_surface.STATUS.get(text(status)),
         execution_id=text(ours[b"execution"]) if b"execution" in ours else None,
         stop=Stop(text(ours[b"stop"])) if b"stop" in ours else None,

@@ -59,7 +59,8 @@ else
   redis.call('HDEL', running_limits, owner)
 end
 rq_create(rq_job, data, description, queue_name, stamp)
-redis.call('HSET', job, 'created_at', string.format('%.6f', now), 'model', model, 'owner', owner)
+redis.call('HSET', job, 'created_at', string.format('%.6f', now), 'model', model, 'owner', owner,
+  'steps', steps)
 if deadline ~= '' then redis.call('HSET', job, 'deadline', string.format('%.6f', now + tonumber(deadline))) end
 redis.call('SADD', rq_queues, queue)
 redis.call('RPUSH', queue, id)

@@ -35,7 +35,7 @@ from broker.reap import Sweeper, Swept
 from broker.refusals import LUA_EVEN_IF_FULL, WritesRefusedError
 from broker.resume import ResumeStore, SavedWork
 from broker.rq_surface import WorkerRegistration
-from broker.state import JobRef
+from broker.state import JobRef, read_state
 from broker.stops import Stop
 from broker.store import Store
 from broker.take import TakenJob, Taker
@@ -137,9 +137,10 @@ class WorkerBroker:
             else:
                 detail = f"this worker cannot read the job: {taken.reason}"
                 error = JobError(code=ErrorCode.SPEC_UNSUPPORTED, detail=detail)
-                ref = JobRef(taken.job_id, taken.queue, None)
                 with contextlib.suppress(*REDIS_UNAVAILABLE):  # the others have been taken; its lease brings it back
-                    self._finisher.end(ref, taken.execution_id, FailedEvent(error=error))
+                    state = read_state(self._redis, taken.job_id)
+                    if state is not None:
+                        self._finisher.end(state.ref, taken.execution_id, FailedEvent(error=error))
         return jobs
 
     def heartbeat(self, held: Iterable[TakenJob]) -> set[str]:

@@ -167,6 +167,10 @@ async def test_an_unreadable_job_fails_and_its_neighbours_run(
     assert redis_client.hget(f"rq:job:{bad.id}", "status") == b"failed"
     error = JobError.model_validate_json(redis_client.hget(keys.job(bad.id), "error") or b"")
     assert error.code is ErrorCode.SPEC_UNSUPPORTED
+    counters = await gateway.counters()
+    assert counters[keys.counter(metrics.STEPS_ENDED.name, "tiny")] == bad.n * bad.steps
+    assert counters[keys.counter(metrics.JOBS_FAILED.name, "tiny", "spec_unsupported")] == 1
+    assert redis_client.smembers(keys.waiting(None, "tiny")) == {good.id.encode()}
 
 
 @pytest.mark.parametrize("status", ["queued", "running"])
