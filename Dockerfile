@@ -33,7 +33,7 @@ USER 10001:10001
 ENV DARKROOM_HOST=0.0.0.0 DARKROOM_PORT=8000 DARKROOM_STORE_URL=file:/var/lib/darkroom/store
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15s \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"DARKROOM_PORT\"]}/healthz', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"DARKROOM_PORT\"]}/healthz', timeout=4)"]
 CMD ["gateway"]
 
 FROM base AS worker
@@ -57,5 +57,5 @@ ENV DARKROOM_HOST=0.0.0.0 DARKROOM_WORKER_METRICS_PORT=9100 DARKROOM_MODEL_DIR=/
 EXPOSE 9100
 # Not well until its models are loaded, and no longer once its main loop has stopped turning.
 HEALTHCHECK --interval=15s --timeout=10s --start-period=5m \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"DARKROOM_WORKER_METRICS_PORT\"]}/healthz', timeout=9)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"DARKROOM_WORKER_METRICS_PORT\"]}/healthz', timeout=9)"]
 CMD ["worker"]
