@@ -43,7 +43,8 @@ def open_client(url: str, timeout: float) -> Client:
             return MemoryStore()
         opened = from_url(url, **_patience(timeout))
     except FAULTS as error:
-        raise StoreRefusedError(f"DARKROOM_STORE_URL names no store that can be opened: {url!r}: {error}") from error
+        reason = str(error).partition("\n")[0]  # obstore's debug output follows
+        raise StoreRefusedError(f"DARKROOM_STORE_URL names no store that can be opened: {url!r}: {reason}") from error
     if not isinstance(opened, CLOUD):
         raise StoreRefusedError(
             f"DARKROOM_STORE_URL is {url!r}; expected file:PATH, memory:, s3://bucket, gs://bucket or az://container"

@@ -56,6 +56,10 @@ def translated(error: Exception, key: str, reading: bool) -> StoreError:
             f"no credentials for the store were found in the environment ({reason}): set what the cloud's own tools "
             "read, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
+    if any(words in text for words in _NO_WRITING):
+        return StoreRefusedError(
+            f"the store's folder cannot be written or read ({reason}): expected one that the user who runs this may write"
+        )
     if _refuses(error, text):
         return StoreRefusedError(
             f"the store refuses {key!r} ({reason}): expected credentials, region and endpoint with which we may read, "
@@ -66,8 +70,5 @@ def translated(error: Exception, key: str, reading: bool) -> StoreError:
 
 def _refuses(error: Exception, text: str) -> bool:
     status = _STATUS.search(text)
-    return (
-        isinstance(error, PermissionDeniedError | UnauthenticatedError)
-        or (status is not None and status[1].startswith(("3", "4")) and status[1] not in _PASSING)
-        or any(words in text for words in _NO_WRITING)
-    )
+    said_no = status is not None and status[1].startswith(("3", "4")) and status[1] not in _PASSING
+    return said_no or isinstance(error, PermissionDeniedError | UnauthenticatedError)

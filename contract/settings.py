@@ -12,6 +12,7 @@ from contract.redis_url import parse_redis_url
 
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 Texts = Annotated[tuple[str, ...], NoDecode]
+_SIGNING_KEY_CHARS = 16
 
 
 class Settings(BaseSettings):
@@ -148,6 +149,13 @@ class Settings(BaseSettings):
     def _is_redis_url(cls, url: str) -> str:
         parse_redis_url(url)  # raises ValueError, whose text says what is expected
         return url
+
+    @field_validator("signing_keys")
+    @classmethod
+    def _are_long(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(len(secret.get_secret_value()) < _SIGNING_KEY_CHARS for secret in secrets):
+            raise ValueError(f"a key is too short; expected at least {_SIGNING_KEY_CHARS} characters drawn at random")
+        return secrets
 
     @field_validator("public_url")
     @classmethod

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from broker.connection import REDIS_UNAVAILABLE
 from broker.gateway_side import JobBroker
-from broker.store import Store, StoreError, StoreRefusedError
+from broker.store import Store, StoreError
 from contract.settings import Settings
 from service import openapi, problems, reference
 from service.cors import cors_options
@@ -24,14 +24,14 @@ from service.state import GatewayState
 _log = structlog.get_logger("darkroom.gateway")
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The ASGI app. Redis and the store may be away when it starts: it answers 503 until they are there. A store that
-    answers and refuses ends the start."""
+def create_app(settings: Settings, store: Store | None = None) -> FastAPI:
+    """The ASGI app. Redis and the store may be away when it starts: it answers 503 until they are there. Without a
+    `store` it opens the settings' own when it starts, and a store that answers and refuses ends the start."""
     metrics = GatewayMetrics()
     app = FastAPI(
         title="Darkroom",
         version=version("darkroom"),
-        lifespan=_lifespan(settings, metrics),
+        lifespan=_lifespan(settings, metrics, store),
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
@@ -51,10 +51,12 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _lifespan(settings: Settings, metrics: GatewayMetrics) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    settings: Settings, metrics: GatewayMetrics, store: Store | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        broker = JobBroker(settings, await asyncio.to_thread(_open_store, settings))
+        broker = JobBroker(settings, store or await asyncio.to_thread(open_store, settings))
         app.state.gateway = GatewayState(settings, broker, metrics)
         chores = [
             asyncio.create_task(_every(settings.reap_seconds, broker.sweep), name="darkroom-sweep"),
@@ -71,25 +73,28 @@ def _lifespan(settings: Settings, metrics: GatewayMetrics) -> Callable[[FastAPI]
     return lifespan
 
 
-def _open_store(settings: Settings) -> Store:
+def open_store(settings: Settings) -> Store:
     """Raises `StoreRefusedError`: then a gateway does not start."""
-    try:
-        store = Store.of(settings)
-        if (away := store.check()) is not None:
-            _log.warning("store away", error=str(away))
-    except StoreRefusedError as error:
-        _log.error("store refused", error=str(error))  # what uvicorn tells of it is a traceback
-        raise
+    store = Store.of(settings)
+    if (away := store.check()) is not None:
+        _log.warning("store away", error=str(away))
     return store
 
 
 async def _every(seconds: float, chore: Callable[[], Awaitable[object]]) -> None:
-    """Goes on whatever happens: jobs must expire even after a surprise."""
+    """Goes on whatever happens: jobs must expire even after a surprise. Of an outage only the begin and the end are
+    logged."""
+    away = False
     while True:
         try:
             await chore()
+            if away:
+                _log.info("chore done again", chore=chore.__name__)
+            away = False
         except (*REDIS_UNAVAILABLE, StoreError) as error:
-            _log.warning("chore put off", chore=chore.__name__, error=str(error))
+            if not away:
+                _log.warning("chore put off", chore=chore.__name__, error=str(error))
+            away = True
         except Exception:  # noqa: BLE001 - logged with its traceback, and tried again
             _log.exception("chore failed", chore=chore.__name__)
         await asyncio.sleep(seconds)

@@ -11,9 +11,10 @@ from typing import Any, Final
 import uvicorn
 from fastapi import FastAPI
 
+from broker.store import Store, StoreRefusedError
 from contract.log import configure_log
 from contract.settings import Settings
-from service.app import create_app
+from service.app import create_app, open_store
 from service.auth_keys import NoKeysError, require_keys
 from service.protocol import GatewayProtocol
 
@@ -34,7 +35,7 @@ class GatewayServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def server_config(settings: Settings, **changes: Any) -> uvicorn.Config:
+def server_config(settings: Settings, store: Store | None = None, **changes: Any) -> uvicorn.Config:
     """How the gateway is served; `changes` are uvicorn's own options."""
     options: dict[str, Any] = {
         "host": settings.host,
@@ -49,7 +50,7 @@ def server_config(settings: Settings, **changes: Any) -> uvicorn.Config:
         "forwarded_allow_ips": list(settings.trusted_proxies),
         "timeout_graceful_shutdown": _PARTING_SECONDS,
     }
-    return uvicorn.Config(create_app(settings), **options | changes)
+    return uvicorn.Config(create_app(settings, store), **options | changes)
 
 
 def main(settings: Settings) -> None:
@@ -57,10 +58,11 @@ def main(settings: Settings) -> None:
     configure_log(settings.log_format)
     try:
         require_keys(settings)
-    except NoKeysError as error:
+        store = open_store(settings)
+    except (NoKeysError, StoreRefusedError) as error:
         raise SystemExit(str(error)) from error
     _allow_files()
-    server = GatewayServer(server_config(settings))
+    server = GatewayServer(server_config(settings, store))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn passes the signal on once it has stopped
     gc.freeze()  # what was built up to here lives as long as the process: the collector need not look at it again
     gc.set_threshold(_COLLECT_AFTER)

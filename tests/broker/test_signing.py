@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from redis import Redis
 
 from broker.connection import connect_async
@@ -126,3 +126,8 @@ async def test_a_gateway_reads_the_shared_keys_again_and_bears_that_redis_is_awa
     server.stop()
     assert sign(await signers.get()) == after
     await connection.aclose()
+
+
+def test_a_short_key_is_refused() -> None:
+    with pytest.raises(ValidationError, match="expected at least 16 characters"):
+        Settings(signing_keys=(SecretStr("long enough to sign"), SecretStr("short")))

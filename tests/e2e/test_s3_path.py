@@ -151,4 +151,4 @@ def test_processes_that_the_store_refuses_say_why_and_end(s3: S3Server, crew: Cr
     for log in (worker.log, crew.folder / "gateway.log"):
         assert "InvalidAccessKeyId" in log.read_text()
         assert "expected credentials" in log.read_text()
-    assert "store refused" in (crew.folder / "gateway.log").read_text()
+        assert "Traceback" not in log.read_text()
