@@ -58,7 +58,7 @@ def translated(error: Exception, key: str, reading: bool) -> StoreError:
         )
     if any(words in text for words in _NO_WRITING):
         return StoreRefusedError(
-            f"the store's folder cannot be written or read ({reason}): expected one that the user who runs this may write"
+            f"the store's folder cannot be written or read ({reason}): give it to the user who runs this"
         )
     if _refuses(error, text):
         return StoreRefusedError(
