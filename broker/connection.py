@@ -5,12 +5,15 @@ from typing import Any, Final
 from redis import BlockingConnectionPool, Redis
 from redis.asyncio import BlockingConnectionPool as AsyncBlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.connection import Connection as AsyncConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import BusyLoadingError, MaxConnectionsError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
+from redis.typing import EncodableT
 
 from broker.refusals import AsyncRefusalParser, RefusalParser, WritesRefusedError
 from broker.sentinel import async_primary_pool, primary_pool
@@ -40,13 +43,23 @@ def connect(url: str) -> Redis:
     return Redis.from_pool(BlockingConnectionPool.from_url(url, **options))
 
 
+class _AsyncConnection(AsyncConnection):
+    """Packs commands in C, as redis-py's synchronous connections do: a submit has forty arguments."""
+
+    _packer: Final = HiredisRespSerializer()
+
+    def pack_command(self, *args: EncodableT) -> list[bytes]:
+        packed: list[bytes] = self._packer.pack(*args)  # type: ignore[arg-type] # annotated as if each were a list
+        return packed
+
+
 def connect_async(url: str) -> AsyncRedis:
     """The same for one event loop; blocking reads must stay shorter than `_ANSWER_SECONDS`."""
     retry = AsyncRetry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), _RETRIES)
     options = _options() | {"retry": retry, "parser_class": AsyncRefusalParser}
     if sentinels := parse_redis_url(url):
         return AsyncRedis.from_pool(async_primary_pool(sentinels, **options))
-    return AsyncRedis.from_pool(AsyncBlockingConnectionPool.from_url(url, **options))
+    return AsyncRedis.from_pool(AsyncBlockingConnectionPool.from_url(url, connection_class=_AsyncConnection, **options))
 
 
 def _options() -> dict[str, Any]:

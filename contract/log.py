@@ -37,7 +37,7 @@ def configure_log(form: LogFormat = "auto") -> None:
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_as_json)]
     )
     structlog.configure(
-        processors=[*facts, structlog.processors.StackInfoRenderer(), structlog.dev.set_exc_info, *rendered],
+        processors=[*facts, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(),
     )

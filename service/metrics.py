@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
-from prometheus_client import ProcessCollector, generate_latest
+from prometheus_client import Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -104,6 +104,7 @@ class GatewayMetrics:
         registry = self._registry = new_registry()
         self._requests = counter(metrics.HTTP_REQUESTS, registry)
         self._seconds = histogram(metrics.HTTP_SECONDS, registry)
+        self._counted: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._problems = counter(metrics.HTTP_PROBLEMS, registry)
         for code in ErrorCode:
             self._problems.labels(code)
@@ -113,10 +114,19 @@ class GatewayMetrics:
 
     def count(self, method: str, route: str, status: int, seconds: float, problem: ErrorCode | None = None) -> None:
         """One answered request; `seconds` until its headers, `route` as declared (never the path as sent)."""
-        self._requests.labels(method, route, str(status)).inc()
-        self._seconds.labels(method, route).observe(seconds)
+        requests, durations = self._children(method, route, status)
+        requests.inc()
+        durations.observe(seconds)
         if problem is not None:
             self._problems.labels(problem).inc()
+
+    def _children(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        key = (method, route, status)
+        if key not in self._counted:
+            self._counted[key] = (
+                self._requests.labels(method, route, str(status)), self._seconds.labels(method, route),
+            )  # fmt: skip
+        return self._counted[key]
 
     async def exposition(self, broker: JobBroker) -> bytes:
         """Prometheus' text format. While Redis is away, only what this process knows itself."""
