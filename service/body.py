@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from contract.errors import ErrorCode
 from service.forms import read_form
-from service.problems import RETRY_SOON, FieldError, ProblemError, expectation, pointer
+from service.problems import FieldError, ProblemError, expectation, pointer
 from service.schemas import JSON_FIELDS, PICTURE_FIELDS, PictureRequest
 
 R = TypeVar("R", bound=PictureRequest)
@@ -109,7 +109,7 @@ class Share:
             self._bytes += len(chunk)
             if not self._bodies.hold(len(chunk), self._api_key_id) and self._bytes > _SMALL_BYTES:
                 detail = f"the server already holds {self._bodies.held:,} bytes of requests; send this one again soon"
-                raise ProblemError(ErrorCode.UPLOADS_BUSY, detail, headers=RETRY_SOON)
+                raise ProblemError(ErrorCode.UPLOADS_BUSY, detail)
             yield chunk
 
 

@@ -33,7 +33,9 @@ _CODE_OF_STATUS: Final = {
     413: ErrorCode.BODY_TOO_LARGE,
     415: ErrorCode.UNSUPPORTED_MEDIA_TYPE,
 }
-RETRY_SOON: Final = {"Retry-After": "2"}
+COME_BACK: Final = frozenset({429, 503})
+"""Statuses whose answers always carry Retry-After."""
+_RETRY_SOON: Final = {"Retry-After": "2"}
 
 
 class FieldError(BaseModel):
@@ -151,7 +153,8 @@ def answer(
 ) -> Response:
     """The response for a problem that `request` met."""
     request.scope[PROBLEM_SCOPE_KEY] = code
-    return render(problem_of(code, detail, errors, request.scope.get(REQUEST_ID_SCOPE_KEY)), headers)
+    given = (_RETRY_SOON if code.status in COME_BACK else {}) | dict(headers or {})
+    return render(problem_of(code, detail, errors, request.scope.get(REQUEST_ID_SCOPE_KEY)), given)
 
 
 async def _on_problem(request: Request, error: ProblemError) -> Response:
@@ -191,12 +194,12 @@ async def _on_refused_submit(request: Request, error: SubmitRefusedError) -> Res
 
 async def _on_redis_away(request: Request, _: Exception) -> Response:
     detail = "the queue does not answer; nothing was changed that was not confirmed: repeat the request"
-    return answer(request, ErrorCode.BROKER_UNAVAILABLE, detail, headers=RETRY_SOON)
+    return answer(request, ErrorCode.BROKER_UNAVAILABLE, detail)
 
 
 async def _on_store_away(request: Request, _: StoreError) -> Response:
     detail = "the picture store does not answer; repeat the request"
-    return answer(request, ErrorCode.STORE_UNAVAILABLE, detail, headers=RETRY_SOON)
+    return answer(request, ErrorCode.STORE_UNAVAILABLE, detail)
 
 
 async def _on_disconnect(_request: Request, _: ClientDisconnect) -> Response:

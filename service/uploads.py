@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from contract.errors import ErrorCode
 from service.picture_files import PictureError, PictureFile, read_file
-from service.problems import RETRY_SOON, FieldError, ProblemError, pointer
+from service.problems import FieldError, ProblemError, pointer
 
 IMAGE: Final = "image"
 MASK: Final = "mask"
@@ -93,7 +93,7 @@ class Uploads:
     def _refuse_more_than_fit(self) -> None:
         if self._held > self._max_held:
             detail = "the pictures of other requests still wait for the store; send it again soon"
-            raise ProblemError(ErrorCode.UPLOADS_BUSY, detail, headers=RETRY_SOON)
+            raise ProblemError(ErrorCode.UPLOADS_BUSY, detail)
 
     def _hold(self, picture: Picture) -> None:
         """Until nobody has it any more, however its request ends."""

@@ -10,7 +10,7 @@ from broker.jobs import JobRecord
 from contract.errors import ErrorCode
 from service.auth import Reader, Submitter
 from service.auth_keys import Caller
-from service.problems import PROBLEM_TYPE, ProblemError, problem_of
+from service.problems import COME_BACK, PROBLEM_TYPE, ProblemError, problem_of
 from service.state import GatewayState
 
 
@@ -24,6 +24,11 @@ JobId = Annotated[str, Path(description="the job's id", examples=["3f2a9c0e5b7d4
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 Responses = dict[int | str, dict[str, Any]]
+_RETRY_AFTER: Final[dict[str, Any]] = {
+    "description": "seconds after which to repeat the request",
+    "required": True,
+    "schema": {"type": "integer", "minimum": 1},
+}
 
 
 def problems(*codes: ErrorCode) -> Responses:
@@ -33,6 +38,8 @@ def problems(*codes: ErrorCode) -> Responses:
         content = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}}
         entry = by_status.setdefault(code.status, {"description": "", "content": content})
         entry["description"] = "; ".join(filter(None, (entry["description"], f"`{code.value}`: {code.summary}")))
+        if code.status in COME_BACK:
+            entry["headers"] = {"Retry-After": _RETRY_AFTER}
         example = problem_of(code).model_dump(mode="json", exclude_none=True)
         entry["content"][PROBLEM_TYPE]["examples"][code.value] = {"summary": code.summary, "value": example}
     return by_status

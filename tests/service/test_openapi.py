@@ -97,5 +97,6 @@ def test_every_problem_is_documented_as_one(settings: Settings) -> None:
         for status, response in operation["responses"].items():
             if int(status) >= 400:
                 assert set(response["content"]) == {"application/problem+json"}, (method, path, status)
+                assert ("Retry-After" in response.get("headers", ())) == (status in ("429", "503")), (path, status)
                 for code in response["content"]["application/problem+json"]["examples"]:
                     assert str(statuses[code]) == status

@@ -174,6 +174,7 @@ async def test_redis_comes_and_goes(settings: Settings, serving: Serving) -> Non
             await http.get("/v1/jobs"),
         ):
             assert (answer.status_code, answer.json()["code"]) == (503, "broker_unavailable")
+            assert int(answer.headers["retry-after"]) > 0
         server.start()
         assert (await http.get("/readyz")).status_code == 200
     server.stop()
@@ -185,8 +186,11 @@ async def test_the_store_is_away(settings: Settings, serving: Serving, worker: W
     async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=20) as http:
         (folder / "inputs").write_text("no folder")
         answer = await http.post("/v1/upscale", files={"image": small_png()})
-        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
         assert (await http.get("/v1/jobs")).json()["data"] == []
+        (folder / "outputs").write_text("no folder")
+        for one in (answer, await http.get("/readyz")):
+            assert (one.status_code, one.json()["code"]) == (503, "store_unavailable")
+            assert int(one.headers["retry-after"]) > 0
 
 
 def small_png() -> bytes:
