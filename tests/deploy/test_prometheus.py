@@ -30,6 +30,8 @@ from tests.tiny_models import BASE, base_card, save_tiny_models
 ROOT: Final = Path(__file__).resolve().parents[2]
 IDLE: Final = "nobody-serves-it"
 SECONDS: Final = 90.0
+WAITING: Final = 3
+"""Unfinished jobs that a caller may have for one model: as many as this test ever asks of workers at once."""
 RANGE: Final = 600
 """Seconds over which rates are taken: longer than the test."""
 
@@ -59,6 +61,16 @@ class Service:
             fields = {"prompt": "a pizza", "model": BASE}
             answer = self.http.post("/v1/img2img", data=fields, files={"image": file.getvalue()})
         assert answer.status_code == 503
+        self.overfill()
+
+    def overfill(self) -> None:
+        """One job more than a caller may have waiting for a model; the others are cancelled."""
+        *taken, refused = [
+            self.http.post("/v1/txt2img", json={"prompt": "a pizza", "model": IDLE}) for _ in range(WAITING + 1)
+        ]
+        assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+        for one in taken:
+            assert self.http.post(one.json()["urls"]["cancel"]).json()["status"] == "cancelled"
 
     @contextmanager
     def broken(self, folder: str) -> Iterator[None]:
@@ -116,6 +128,7 @@ def service(tmp_path: Path) -> Iterator[tuple[Service, dict[str, str]]]:
         "worker_metrics_port": ports["darkroom-worker"],
         "store_patience_seconds": 0,  # a picture that cannot be stored fails its job at once
         "resume_seconds": 600,  # what a killed worker has done is lost
+        "max_waiting_per_key": WAITING,
     }
     with Crew(tmp_path, command, {"TICK_SECONDS": "0.02"}, **settings) as crew:
         crew.supervise(workers=2)
@@ -168,8 +181,8 @@ def test_every_panel_shows_what_happened(service: tuple[Service, dict[str, str]]
 
 
 def happen(running: Service) -> list[dict[str, Any]]:
-    """The events: a takeover, 7 pictures, 2 failed jobs, 4 refusals, a cancel. Returns the succeeded jobs."""
-    with ThreadPoolExecutor(3) as pool:
+    """The events: a takeover, 7 pictures, 2 failed jobs, 5 refusals, 3 cancels. Returns the succeeded jobs."""
+    with ThreadPoolExecutor(WAITING) as pool:
         long = pool.submit(running.draw, steps=100)
         wait_until(lambda: bool(running.http.get("/v1/jobs", params={"status": "running"}).json()["data"]))
         (job,) = running.http.get("/v1/jobs", params={"status": "running"}).json()["data"]
@@ -181,8 +194,6 @@ def happen(running: Service) -> list[dict[str, Any]]:
     assert running.draw("exhaust")["error"]["code"] == "out_of_memory"
     with running.broken("outputs"):
         assert running.draw()["error"]["code"] == "store_unavailable"
-    unwanted = running.http.post("/v1/txt2img", json={"prompt": "a pizza", "model": IDLE}).json()
-    assert running.http.post(unwanted["urls"]["cancel"]).json()["status"] == "cancelled"
     wait_until(lambda: running.workers == 2)
     return jobs
 
@@ -230,9 +241,11 @@ def throughput(jobs: list[dict[str, Any]]) -> Expected:
     return {
         "Throughput: Pictures per second": counted({(BASE, "txt2img"): 7}, "model", "task"),
         "Throughput: Jobs submitted per second": counted(
-            {(BASE, "interactive"): 6, (IDLE, "interactive"): 2}, "model", "priority"
+            {(BASE, "interactive"): 6, (IDLE, "interactive"): WAITING + 1}, "model", "priority"
         ),
-        "Throughput: Jobs ended per second": counted({("succeeded",): 4, ("failed",): 2, ("cancelled",): 1}, "status"),
+        "Throughput: Jobs ended per second": counted(
+            {("succeeded",): 4, ("failed",): 2, ("cancelled",): WAITING}, "status"
+        ),
         "Throughput: Denoising steps per second": counted({(BASE,): 100 + 6 * 4}, "model"),
         "Throughput: Jobs waiting": valued(
             {
@@ -274,14 +287,21 @@ def health(steps: dict[Metric, float]) -> Expected:
         "Health: Redis": valued({(): 1}),
         "Health: Alerts firing": lambda samples: samples == [],
         "Health: Clients that follow events": valued({(): 1}),
-        "Health: Answers per second": lambda samples: counted({("4",): 3, ("5",): 1}, "class")(
+        "Health: Answers per second": lambda samples: counted({("4",): 4, ("5",): 1}, "class")(
             [one for one in samples if one[0]["class"] != "2"]
         ),
         "Health: Errors per second": counted(
-            {("422", "/v1/txt2img"): 2, ("404", "/v1/jobs/{job_id}"): 1, ("503", "/v1/img2img"): 1}, "status", "route"
+            {
+                ("422", "/v1/txt2img"): 2,
+                ("429", "/v1/txt2img"): 1,
+                ("404", "/v1/jobs/{job_id}"): 1,
+                ("503", "/v1/img2img"): 1,
+            },
+            "status",
+            "route",
         ),
         "Health: Refused, by reason": increased(
-            {("validation_failed",): 2, ("job_not_found",): 1, ("store_unavailable",): 1}, "code"
+            {("validation_failed",): 2, ("queue_full",): 1, ("job_not_found",): 1, ("store_unavailable",): 1}, "code"
         ),
         "Health: Time to the headers, 99 %": within(0, SECONDS),
         "Health: Jobs failed, by reason": increased(
