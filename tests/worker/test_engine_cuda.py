@@ -1,19 +1,23 @@
 """On a GPU a step is one graph; what it computes is what its kernels compute one by one."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 
+from broker.store import Store
+from contract import metrics
 from models.latent_diffusion import LatentDiffusion
 from models.tasks import PictureRequest
-from tests.tiny_models import BASE
+from tests.tiny_models import BASE, base_card
 from worker.engine import runner
 from worker.engine.bank import Bank
 from worker.engine.engine import Engine
 from worker.engine.events import RowFailed, RowFinished, RowHandedBack
 from worker.engine.resident import ResidentModel
 from worker.engine.scheduler import LaneKey
+from worker.measures import WorkerMetrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -54,3 +58,17 @@ def test_out_of_memory_for_real_hands_rows_back(resident: ResidentModel) -> None
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert [event.row_id for event in events if isinstance(event, RowFailed)] == ["huge"]
     assert "small" in {event.row_id for event in events if isinstance(event, RowFinished | RowHandedBack)}
+
+
+def test_a_worker_shows_the_memory_of_its_gpu(
+    models: Mapping[str, LatentDiffusion], resident: ResidentModel, tmp_path: Path
+) -> None:
+    shown = WorkerMetrics()
+    engine = Engine({BASE: resident}, buckets=(4,), batching="exact", capacity=1e9)
+    shown.watch(engine, [(base_card(), models[BASE])], Store(f"file:{tmp_path}"))
+    allocated, reserved, total = (
+        shown.registry.get_sample_value(metrics.DEVICE_MEMORY.name, {"device": "cuda:0", "kind": kind}) or 0
+        for kind in ("allocated", "reserved", "total")
+    )
+    weights = sum(one.nbytes for one in models[BASE].unet.parameters())
+    assert weights <= allocated <= reserved <= total
