@@ -16,7 +16,7 @@ from service.problems import PROBLEM_SCOPE_KEY, REQUEST_ID_SCOPE_KEY, ProblemErr
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_DEFAULT_HEADERS: Final = (
+DEFAULT_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
@@ -52,7 +52,7 @@ class RequestContext:
                 status, answered = message["status"], time.perf_counter()
                 headers = list(message.get("headers", ()))
                 present = {name for name, _ in headers}
-                headers += [header for header in _DEFAULT_HEADERS if header[0] not in present]
+                headers += [header for header in DEFAULT_HEADERS if header[0] not in present]
                 headers.append((b"x-request-id", request_id.encode()))
                 message["headers"] = headers
             await send(message)

@@ -2,12 +2,14 @@
 
 from asyncio import TimerHandle, Transport
 from typing import Any, Final, NoReturn
+from uuid import uuid4
 
 import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from contract.errors import ErrorCode
+from service.middleware import DEFAULT_HEADERS
 from service.problems import PROBLEM_TYPE, problem_json, problem_of
 
 MAX_URL_BYTES: Final = 8 * 1024
@@ -84,11 +86,13 @@ class GatewayProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Called for whatever cannot be parsed, our own refusals included; the connection ends with it."""
         code, detail = self._refusal or (ErrorCode.MALFORMED_HTTP, "expected a request as RFC 9112 has it")
-        _log.warning("request refused", code=code.value, status=code.status)
-        content = problem_json(problem_of(code, detail))
+        request_id = uuid4().hex
+        _log.warning("request refused", code=code.value, status=code.status, request_id=request_id)
+        content = problem_json(problem_of(code, detail, request_id=request_id))
+        usual = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in DEFAULT_HEADERS)
         head = (
-            f"content-type: {PROBLEM_TYPE}\r\ncontent-length: {len(content)}\r\ncache-control: no-store\r\n"
-            "x-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
+            f"content-type: {PROBLEM_TYPE}\r\ncontent-length: {len(content)}\r\nx-request-id: {request_id}\r\n{usual}"
+            "connection: close\r\n\r\n"
         )
         self._stop_head_timer()
         self.transport.write(STATUS_LINE[code.status] + head.encode() + content)

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from broker.gateway_side import JobBroker
 from broker.worker_side import WorkerBroker
 from contract.settings import Settings
-from service.middleware import Defects
+from service.middleware import DEFAULT_HEADERS, Defects
 from service.protocol import MAX_HEAD_BYTES, MAX_URL_BYTES
 
 Serving = Callable[[Settings], AbstractAsyncContextManager[str]]
@@ -165,6 +165,9 @@ async def test_what_is_no_request_is_a_problem(url: str, pieces: list[bytes], st
     assert (got, body["status"], body["code"]) == (status, status, code)
     assert b"content-type: application/problem+json" in head
     assert b"connection: close" in head
+    assert b"x-request-id: " + body["request_id"].encode() in head
+    for name, value in DEFAULT_HEADERS:
+        assert name + b": " + value.lower() in head
 
 
 async def test_heads_below_the_limit_pass_again_and_again(url: str) -> None:
