@@ -4,7 +4,7 @@ import re
 from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from contract.log import LogFormat
@@ -149,6 +149,17 @@ class Settings(BaseSettings):
     def _is_redis_url(cls, url: str) -> str:
         parse_redis_url(url)  # raises ValueError, whose text says what is expected
         return url
+
+    @field_validator("max_held_bytes")
+    @classmethod
+    def _holds_a_body(cls, held: int, info: ValidationInfo) -> int:
+        least = 2 * info.data.get("max_body_bytes", 0)
+        if held < least:
+            raise ValueError(
+                f"is {held:,}; expected at least {least:,}, twice DARKROOM_MAX_BODY_BYTES: one API key holds half "
+                "of it at most, and its largest body would always get a 429"
+            )
+        return held
 
     @field_validator("signing_keys")
     @classmethod

@@ -207,6 +207,17 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         Settings()
 
 
+def test_half_of_the_held_bytes_is_a_body_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKROOM_MAX_BODY_BYTES", "200000000")
+    with pytest.raises(ValidationError, match="expected at least 400,000,000, twice DARKROOM_MAX_BODY_BYTES"):
+        Settings()
+    monkeypatch.setenv("DARKROOM_MAX_HELD_BYTES", "400000000")
+    assert Settings().max_held_bytes == 400_000_000
+    monkeypatch.setenv("DARKROOM_MAX_BODY_BYTES", "many")
+    with pytest.raises(ValidationError, match="max_body_bytes"):
+        Settings()
+
+
 def test_samplers_are_those_of_the_models() -> None:
     assert [one.value for one in Sampler] == list(SAMPLERS)
 
