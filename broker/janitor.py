@@ -18,7 +18,7 @@ from broker.refusals import LUA_EVEN_IF_FULL
 from broker.store import Store, StoreError
 from contract import keys
 from contract.settings import Settings
-from contract.spec import JobSpec, JobStatus
+from contract.spec import JobStatus
 
 _MOST: Final = 10_000
 _ORPHAN_SECONDS: Final = 3600
@@ -48,16 +48,15 @@ def delete_job(connection: Redis, store: Store, job_id: str) -> JobStatus | None
     Returns the status that was found: queued and running jobs stay untouched; None: there is no such job. Pictures go
     first, so that a failing store leaves a job that can be deleted again.
     """
-    fields = connection.hmget(rq_surface.job_key(job_id), ["status", "origin", "data"])
+    fields = connection.hmget(rq_surface.job_key(job_id), ["status", "origin"])
     status = rq_surface.STATUS.get(text(fields[0])) if fields[0] else None
     if status is not None and not status.ended:
         return status
+    owner = text(connection.hget(keys.job(job_id), "owner") or "")
     store.delete_folder(keys.outputs_of(job_id))
     store.delete_folder(keys.inputs_of(job_id))
     pipeline = connection.pipeline(transaction=False)  # a full Redis would refuse a transaction
-    spec = _spec(fields[2])
-    if spec is not None:
-        pipeline.zrem(keys.jobs_of(spec.api_key_id), job_id)
+    pipeline.zrem(keys.jobs_of(owner), job_id)
     if fields[1]:
         rq_surface.delete_ended(job_id, text(fields[1]), pipeline)
     pipeline.delete(keys.job(job_id), keys.events(job_id), keys.preview(job_id), keys.progress(job_id))
@@ -162,10 +161,3 @@ class Janitor:
 def _job_of(key: str) -> str:
     """Of an input or output picture; of a probe, what no job is called."""
     return key.split("/")[1]
-
-
-def _spec(data: bytes | str | None) -> JobSpec | None:
-    try:
-        return rq_surface.stored_spec(data) if isinstance(data, bytes) else None
-    except ValueError:
-        return None

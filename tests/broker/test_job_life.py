@@ -159,7 +159,7 @@ async def test_a_second_ending_is_thrown_away(
 async def test_an_unreadable_job_fails_and_its_neighbours_run(
     gateway: JobBroker, worker: WorkerBroker, make_spec: MakeSpec, redis_client: Redis
 ) -> None:
-    bad, good = make_spec(), make_spec()
+    bad, good = make_spec(api_key_id="a"), make_spec()
     await gateway.submit(bad)
     await gateway.submit(good)
     redis_client.hset(f"rq:job:{bad.id}", "data", compress(b'["os.system", null, ["true"], {}]'))
@@ -170,7 +170,10 @@ async def test_an_unreadable_job_fails_and_its_neighbours_run(
     counters = await gateway.counters()
     assert counters[keys.counter(metrics.STEPS_ENDED.name, "tiny")] == bad.n * bad.steps
     assert counters[keys.counter(metrics.JOBS_FAILED.name, "tiny", "spec_unsupported")] == 1
-    assert redis_client.smembers(keys.waiting(None, "tiny")) == {good.id.encode()}
+    assert redis_client.smembers(keys.waiting("a", "tiny")) == set()
+    assert await gateway.delete(bad.id) is JobStatus.FAILED
+    assert list(redis_client.scan_iter(f"*{bad.id}*")) == []
+    assert redis_client.zrange(keys.jobs_of("a"), 0, -1) == []
 
 
 @pytest.mark.parametrize("status", ["queued", "running"])
