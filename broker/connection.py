@@ -9,7 +9,6 @@ from redis.asyncio.connection import Connection as AsyncConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.connection import HiredisRespSerializer
-from redis.exceptions import BusyLoadingError, MaxConnectionsError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
@@ -20,13 +19,7 @@ from broker.sentinel import async_primary_pool, primary_pool
 from contract.redis_url import parse_redis_url
 
 # Catch these to answer that Redis is away, or takes no writes; any other RedisError is a defect of ours.
-REDIS_UNAVAILABLE: Final = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    BusyLoadingError,
-    WritesRefusedError,
-    MaxConnectionsError,
-)
+REDIS_UNAVAILABLE: Final = (RedisConnectionError, RedisTimeoutError, WritesRefusedError)
 
 _CONNECT_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 10.0

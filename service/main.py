@@ -75,4 +75,5 @@ def main(settings: Settings) -> None:
 def _allow_files() -> None:
     """As many as the system lets us have: every connection is one, and event streams soon hold the usual 1024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with suppress(ValueError, OSError):  # the limit may be "any number" on systems that then allow less, like macOS
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
