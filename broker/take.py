@@ -14,6 +14,7 @@ from redis.typing import EncodableT
 from broker import resume, rq_surface
 from broker.connection import text
 from broker.events import MAX_EVENTS
+from broker.refusals import LUA_EVEN_IF_FULL
 from contract import keys
 from contract.events import StartedEvent
 from contract.spec import JobSpec
@@ -32,6 +33,7 @@ local RUNNING_LIMITS, RUNNING = '{keys.running_limits()}', '{keys.running_prefix
 local MAX_EVENTS, REMEMBER = {MAX_EVENTS}, {_REMEMBER_SECONDS}
 {rq_surface.LUA_START}
 """
+    + LUA_EVEN_IF_FULL
     + """
 local leases, deadlines, last = KEYS[1], KEYS[2], KEYS[3]
 local slots, lease_seconds, worker, token = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3], ARGV[4]

@@ -132,6 +132,20 @@ async def test_what_a_dead_worker_held_goes_on_in_a_full_redis(
     assert worker.succeed(job, result_of(job))
 
 
+async def test_a_worker_may_drain_for_a_suspect_in_a_full_redis(
+    gateway: JobBroker, worker: WorkerBroker, client: Redis, make_spec: MakeSpec, result_of: ResultOf
+) -> None:
+    await gateway.submit(make_spec())
+    (job,) = worker.take(1)
+    suspect = make_spec()
+    await gateway.submit(suspect)
+    client.lpush(keys.suspects(keys.queue_name(suspect.model, suspect.priority)), suspect.id)
+    fill(client)
+    assert worker.take(1) == []
+    assert worker.succeed(job, result_of(job))
+    assert [taken.job_id for taken in worker.take(1)] == [suspect.id]
+
+
 async def test_a_worker_may_start_and_a_janitor_cleans_in_a_full_redis(
     gateway: JobBroker, make_worker: Callable[[], WorkerBroker], client: Redis, make_spec: MakeSpec, result_of: ResultOf
 ) -> None:
