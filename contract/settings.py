@@ -76,7 +76,8 @@ class Settings(BaseSettings):
     max_held_bytes: int = Field(
         default=256 * 2**20,
         ge=1024,
-        description="request bodies that a gateway holds at once; beyond it large ones get a 429",
+        description="request bodies that a gateway holds at once, half of it for one API key; beyond it large ones "
+        "get a 429; at least twice DARKROOM_MAX_BODY_BYTES",
     )
     max_pixels: int = Field(default=2048 * 2048, ge=64, description="largest width times height of any picture")
     max_side: int = Field(default=4096, ge=8, le=16384, description="longest side of any picture")

@@ -85,6 +85,11 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Called for whatever cannot be parsed, our own refusals included; the connection ends with it."""
+        self._refused = True
+        self._stop_head_timer()
+        if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
+            self.cycle.keep_alive = False  # an answer to what came before is under way, and is the last one
+            return
         code, detail = self._refusal or (ErrorCode.MALFORMED_HTTP, "expected a request as RFC 9112 has it")
         request_id = uuid4().hex
         _log.warning("request refused", code=code.value, status=code.status, request_id=request_id)
@@ -94,10 +99,8 @@ class GatewayProtocol(HttpToolsProtocol):
             f"content-type: {PROBLEM_TYPE}\r\ncontent-length: {len(content)}\r\nx-request-id: {request_id}\r\n{usual}"
             "connection: close\r\n\r\n"
         )
-        self._stop_head_timer()
         self.transport.write(STATUS_LINE[code.status] + head.encode() + content)
         # To close with something unread would reset the connection, and the answer might never be seen.
-        self._refused = True
         self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 

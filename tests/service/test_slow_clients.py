@@ -69,9 +69,19 @@ async def test_a_body_that_does_not_end(url: str) -> None:
     assert b"connection: close" in head
 
 
-async def test_a_slow_answer_is_not_cut_short(url: str, worker: WorkerBroker) -> None:
-    """Its client waits, and has begun to send the next request."""
+@pytest.mark.parametrize(
+    ("following", "statuses"),
+    [
+        pytest.param(GET[:20], [b"202 ", b"408 "], id="too slow"),
+        pytest.param(b"hello, is this a telephone?\r\n\r\n", [b"202 "], id="no HTTP"),
+        pytest.param(b"GET /" + b"a" * protocol.MAX_URL_BYTES + b" HTTP/1.1\r\n\r\n", [b"202 "], id="long URL"),
+    ],
+)
+async def test_a_slow_answer_is_not_cut_short(
+    url: str, worker: WorkerBroker, following: bytes, statuses: list[bytes]
+) -> None:
+    """Its client waits, and has begun to send the next request. What is no request ends the connection after it."""
     request = json.dumps({"prompt": "a pizza"}).encode()
     waiting = HEAD.replace(b"100", b"%d" % len(request)).replace(b"\r\n\r\n", b"\r\nPrefer: wait=1\r\n\r\n") + request
-    answer = await answers_to(url, waiting, GET[:20])
-    assert [part[:4] for part in answer.split(b"HTTP/1.1 ")] == [b"", b"202 ", b"408 "]
+    answer = await answers_to(url, waiting, following)
+    assert [part[:4] for part in answer.split(b"HTTP/1.1 ")] == [b"", *statuses]
