@@ -230,6 +230,15 @@ def test_a_port_of_others_is_told_before_anything_starts(stack: Stack, model_dir
         assert done.stdout == ""
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Processes started meanwhile heed SIGINT, even where the tests run in the background of a shell and ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_whoever_stops_waiting_is_told_of_the_job(stack: Stack, client: DarkroomClient, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cli.main", "txt2img", "a pizza", "--steps", "150", "-n", "8", "--url", stack.url]
     with subprocess.Popen([*command, "-o", str(tmp_path)], stderr=subprocess.PIPE, text=True) as waiting:
