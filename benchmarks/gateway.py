@@ -140,12 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=5000, help="of one round")
     parser.add_argument("--connections", type=int, default=48)
-    parser.add_argument("--note", help="what else the machine did meanwhile")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets results/ and RESULTS.md")
     options = parser.parse_args(arguments)
     figures = measure(options.rounds, options.requests, options.connections)
-    if options.note:
-        figures["conditions"]["note"] = options.note
     publish(NAME, figures, as_table(figures), options.out)
 
 

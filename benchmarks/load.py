@@ -83,12 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a small model, to see that it works")
-    parser.add_argument("--note", help="what else the machine did meanwhile")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets results/ and RESULTS.md")
     options = parser.parse_args(arguments)
     figures = measure(small() if options.small else full(), options.rounds)
-    if options.note:
-        figures["conditions"]["note"] = options.note
     publish(NAME, figures, as_table(figures), options.out)
 
 

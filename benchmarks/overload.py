@@ -254,12 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--times", type=float, default=10.0, help="the capacity")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--steps", type=int, default=20, help="of a job: how much work it is")
-    parser.add_argument("--note", help="what else the machine did meanwhile")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder that gets results/ and RESULTS.md")
     options = parser.parse_args(arguments)
     figures = measure(options.times, options.seconds, options.steps)
-    if options.note:
-        figures["conditions"]["note"] = options.note
     shares = {name: _percentiles(figures[name]) for name in ("accepted", "refused")}
     publish(NAME, figures | shares, as_table(figures), options.out)
     unfinished = set(figures["ends"]) - {status.value for status in JobStatus if status.ended}

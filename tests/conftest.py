@@ -1,7 +1,7 @@
 """Real servers for every test: one Valkey per session, flushed per test, and a local store in a temporary folder."""
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from redis import Redis
 
 from broker.connection import connect
 from broker.embedded import EmbeddedValkey
+from broker.gateway_side import JobBroker
 from contract.settings import Settings
 from contract.spec import JobSpec, Task
 from training.data.sprites import FontMissingError
@@ -86,3 +87,10 @@ def make_spec() -> Callable[..., JobSpec]:
         return JobSpec(**{**fields, **changes})
 
     return make
+
+
+@pytest.fixture
+async def gateway(settings: Settings) -> AsyncIterator[JobBroker]:
+    broker = JobBroker(settings)
+    yield broker
+    await broker.close()

@@ -1,10 +1,9 @@
 """Both sides of the broker over the same Valkey."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from broker.gateway_side import JobBroker
 from broker.take import TakenJob
 from broker.worker_side import WorkerBroker
 from contract.card import ModelCard
@@ -12,13 +11,6 @@ from contract.settings import Settings
 from contract.spec import JobResult, PictureResult, Task
 
 MakeWorker = Callable[..., WorkerBroker]
-
-
-@pytest.fixture
-async def gateway(settings: Settings) -> AsyncIterator[JobBroker]:
-    broker = JobBroker(settings)
-    yield broker
-    await broker.close()
 
 
 @pytest.fixture

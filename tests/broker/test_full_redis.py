@@ -1,12 +1,12 @@
 """A Redis that is full, or takes no writes for another reason: no job is lost, and what begins waits or is refused."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from redis import Redis
 
-from broker.connection import REDIS_UNAVAILABLE, connect
+from broker.connection import REDIS_UNAVAILABLE
 from broker.embedded import EmbeddedValkey
 from broker.gateway_side import JobBroker
 from broker.reap import Swept
@@ -14,7 +14,6 @@ from broker.refusals import AsyncRefusalParser, RefusalParser, WritesRefusedErro
 from broker.take import TakenJob
 from broker.worker_side import WorkerBroker
 from contract import keys
-from contract.card import ModelCard
 from contract.errors import ErrorCode
 from contract.events import ProgressEvent
 from contract.settings import Settings
@@ -26,42 +25,15 @@ LEASE = 0.4
 
 
 @pytest.fixture
-def server() -> Iterator[EmbeddedValkey]:
+def valkey_server() -> Iterator[EmbeddedValkey]:
+    """Its own: each test fills it."""
     with EmbeddedValkey() as server:
         yield server
 
 
 @pytest.fixture
-def client(server: EmbeddedValkey) -> Iterator[Redis]:
-    with connect(server.url) as client:
-        yield client
-
-
-@pytest.fixture
-async def gateway(server: EmbeddedValkey, settings: Settings) -> AsyncIterator[JobBroker]:
-    broker = JobBroker(settings.model_copy(update={"redis_url": server.url, "lease_seconds": LEASE}))
-    yield broker
-    await broker.close()
-
-
-@pytest.fixture
-def make_worker(server: EmbeddedValkey, settings: Settings, card: ModelCard) -> Iterator[Callable[[], WorkerBroker]]:
-    made: list[WorkerBroker] = []
-
-    def make() -> WorkerBroker:
-        changed = settings.model_copy(update={"redis_url": server.url, "lease_seconds": LEASE})
-        made.append(WorkerBroker(changed, [card], slots=8))
-        made[-1].register()
-        return made[-1]
-
-    yield make
-    for worker in made:
-        worker.close()
-
-
-@pytest.fixture
-def worker(make_worker: Callable[[], WorkerBroker]) -> WorkerBroker:
-    return make_worker()
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"lease_seconds": LEASE})
 
 
 def fill(client: Redis) -> None:
@@ -74,13 +46,13 @@ async def status_of(gateway: JobBroker, job_id: str) -> JobStatus | None:
 
 
 async def test_a_full_redis_takes_no_jobs_and_ends_those_it_has(
-    gateway: JobBroker, worker: WorkerBroker, client: Redis, make_spec: MakeSpec, result_of: ResultOf
+    gateway: JobBroker, worker: WorkerBroker, redis_client: Redis, make_spec: MakeSpec, result_of: ResultOf
 ) -> None:
     specs = [make_spec() for _ in range(6)]
     for spec in specs:
         await gateway.submit(spec)
     done, failed, back, stopped = worker.take(4)
-    fill(client)
+    fill(redis_client)
     with pytest.raises(WritesRefusedError):
         await gateway.submit(make_spec(id="too-many"))
     assert await gateway.get("too-many") is None
@@ -100,17 +72,17 @@ async def test_a_full_redis_takes_no_jobs_and_ends_those_it_has(
     assert worker.succeed(last, result_of(last))
     ended = [JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.SUCCEEDED, JobStatus.CANCELLED, JobStatus.SUCCEEDED]
     assert [await status_of(gateway, spec.id) for spec in specs] == [*ended, JobStatus.CANCELLED]
-    assert client.zcard(keys.leases()) == client.zcard(keys.deadlines()) == 0
+    assert redis_client.zcard(keys.leases()) == redis_client.zcard(keys.deadlines()) == 0
 
 
 async def test_no_lease_ends_because_redis_is_full(
-    gateway: JobBroker, worker: WorkerBroker, client: Redis, make_spec: MakeSpec, result_of: ResultOf
+    gateway: JobBroker, worker: WorkerBroker, redis_client: Redis, make_spec: MakeSpec, result_of: ResultOf
 ) -> None:
     spec = make_spec()
     await gateway.submit(spec)
     assert worker.sweep() == Swept()
     (job,) = worker.take(1)
-    fill(client)
+    fill(redis_client)
     for _ in range(8):
         assert worker.heartbeat([job]) == set()
         assert worker.sweep() == Swept()
@@ -120,12 +92,12 @@ async def test_no_lease_ends_because_redis_is_full(
 
 
 async def test_what_a_dead_worker_held_goes_on_in_a_full_redis(
-    gateway: JobBroker, worker: WorkerBroker, client: Redis, make_spec: MakeSpec, result_of: ResultOf
+    gateway: JobBroker, worker: WorkerBroker, redis_client: Redis, make_spec: MakeSpec, result_of: ResultOf
 ) -> None:
     await gateway.submit(make_spec())
     assert worker.sweep() == Swept()
     worker.take(1)
-    fill(client)
+    fill(redis_client)
     await asyncio.sleep(1.1 * LEASE)
     assert worker.sweep() == Swept(returned=1)
     (job,) = worker.take(1)
@@ -133,47 +105,51 @@ async def test_what_a_dead_worker_held_goes_on_in_a_full_redis(
 
 
 async def test_a_worker_may_drain_for_a_suspect_in_a_full_redis(
-    gateway: JobBroker, worker: WorkerBroker, client: Redis, make_spec: MakeSpec, result_of: ResultOf
+    gateway: JobBroker, worker: WorkerBroker, redis_client: Redis, make_spec: MakeSpec, result_of: ResultOf
 ) -> None:
     await gateway.submit(make_spec())
     (job,) = worker.take(1)
     suspect = make_spec()
     await gateway.submit(suspect)
-    client.lpush(keys.suspects(keys.queue_name(suspect.model, suspect.priority)), suspect.id)
-    fill(client)
+    redis_client.lpush(keys.suspects(keys.queue_name(suspect.model, suspect.priority)), suspect.id)
+    fill(redis_client)
     assert worker.take(1) == []
     assert worker.succeed(job, result_of(job))
     assert [taken.job_id for taken in worker.take(1)] == [suspect.id]
 
 
 async def test_a_worker_may_start_and_a_janitor_cleans_in_a_full_redis(
-    gateway: JobBroker, make_worker: Callable[[], WorkerBroker], client: Redis, make_spec: MakeSpec, result_of: ResultOf
+    gateway: JobBroker,
+    make_worker: Callable[[], WorkerBroker],
+    redis_client: Redis,
+    make_spec: MakeSpec,
+    result_of: ResultOf,
 ) -> None:
     worker = make_worker()
     spec = make_spec()
     await gateway.submit(spec)
     (job,) = worker.take(1)
     assert worker.succeed(job, result_of(job))
-    client.zincrby(keys.ended(), -30 * 86400, spec.id)
+    redis_client.zincrby(keys.ended(), -30 * 86400, spec.id)
     await gateway.url_signer()
-    fill(client)
+    fill(redis_client)
     another = make_worker()
     another.heartbeat([])
     assert {live.name for live in await gateway.workers()} == {worker.name, another.name}
     assert (await gateway.clean()).jobs == 1
     assert await gateway.get(spec.id) is None
-    client.config_set("maxmemory", 0)
+    redis_client.config_set("maxmemory", 0)
     another.heartbeat([])
-    assert client.sismember("rq:workers", f"rq:worker:{another.name}")
+    assert redis_client.sismember("rq:workers", f"rq:worker:{another.name}")
 
 
 async def test_many_follow_in_a_full_redis(
-    gateway: JobBroker, worker: WorkerBroker, client: Redis, make_spec: MakeSpec, result_of: ResultOf
+    gateway: JobBroker, worker: WorkerBroker, redis_client: Redis, make_spec: MakeSpec, result_of: ResultOf
 ) -> None:
     for spec in (specs := [make_spec(), make_spec()]):
         await gateway.submit(spec)
     jobs = worker.take(2)
-    fill(client)
+    fill(redis_client)
     waiting = [asyncio.create_task(gateway.wait(specs[0].id, 30))]
     await asyncio.sleep(0.1)
     waiting.append(asyncio.create_task(gateway.wait(specs[1].id, 30)))  # wakes the reader
@@ -192,7 +168,7 @@ async def test_many_follow_in_a_full_redis(
 async def test_a_redis_without_writes_counts_as_away(
     gateway: JobBroker,
     worker: WorkerBroker,
-    client: Redis,
+    redis_client: Redis,
     make_spec: MakeSpec,
     result_of: ResultOf,
     setting: dict[str, str | int],
@@ -205,7 +181,7 @@ async def test_a_redis_without_writes_counts_as_away(
     await gateway.url_signer()
     assert worker.sweep() == Swept()
     (job,) = worker.take(1)
-    change(client, setting)
+    change(redis_client, setting)
     for call in (lambda: worker.heartbeat([job]), lambda: worker.take(1), lambda: worker.succeed(job, result_of(job))):
         with pytest.raises(REDIS_UNAVAILABLE, match=says):
             call()
@@ -216,7 +192,7 @@ async def test_a_redis_without_writes_counts_as_away(
         worker.sweep()
     assert [await status_of(gateway, spec.id) for spec in (first, second)] == [JobStatus.RUNNING, JobStatus.QUEUED]
     assert await gateway.workers() == []
-    change(client, dict.fromkeys(setting, "no one" if "replicaof" in setting else 0))
+    change(redis_client, dict.fromkeys(setting, "no one" if "replicaof" in setting else 0))
     assert worker.sweep() == Swept()  # the workers come first
     assert worker.heartbeat([job]) == set()
     assert worker.succeed(job, result_of(job))

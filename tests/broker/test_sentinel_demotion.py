@@ -2,19 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing
 
 import pytest
 from redis import Redis
 
 from broker import reap
-from broker.connection import connect, redis_time
+from broker.connection import redis_time
 from broker.embedded import EmbeddedValkey, free_port
 from broker.gateway_side import JobBroker
 from broker.reap import Swept
 from broker.worker_side import WorkerBroker
-from contract.card import ModelCard
 from contract.settings import Settings
 from contract.spec import JobSpec
 
@@ -23,37 +22,15 @@ LEASE = 0.4
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[EmbeddedValkey]:
+def valkey_server() -> Iterator[EmbeddedValkey]:
     """Its own: its role changes."""
     with EmbeddedValkey() as server:
         yield server
 
 
 @pytest.fixture
-def client(server: EmbeddedValkey) -> Iterator[Redis]:
-    with connect(server.url) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture
-def settings(settings: Settings, server: EmbeddedValkey, client: Redis) -> Settings:
-    return settings.model_copy(update={"redis_url": server.url, "lease_seconds": LEASE})
-
-
-@pytest.fixture
-async def gateway(settings: Settings) -> AsyncIterator[JobBroker]:
-    broker = JobBroker(settings)
-    yield broker
-    await broker.close()
-
-
-@pytest.fixture
-def worker(settings: Settings, card: ModelCard) -> Iterator[WorkerBroker]:
-    worker = WorkerBroker(settings, [card], slots=8)
-    worker.register()
-    yield worker
-    worker.close()
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"lease_seconds": LEASE})
 
 
 def waiting_reader(client: Redis, gone: str = "") -> str:
@@ -67,7 +44,7 @@ def waiting_reader(client: Redis, gone: str = "") -> str:
 
 
 async def test_followers_outlast_a_demotion(
-    gateway: JobBroker, worker: WorkerBroker, client: Redis, make_spec: MakeSpec
+    gateway: JobBroker, worker: WorkerBroker, redis_client: Redis, make_spec: MakeSpec
 ) -> None:
     """A server that becomes a replica ends the hub's blocking read with an error of its own."""
     spec = make_spec()
@@ -75,10 +52,10 @@ async def test_followers_outlast_a_demotion(
     async with aclosing(gateway.follow(spec.id)) as events:
         assert (await anext(events)).event.type == "queued"
         started = asyncio.ensure_future(anext(events))
-        before = await asyncio.to_thread(waiting_reader, client)
-        client.replicaof("127.0.0.1", str(free_port()))
-        await asyncio.to_thread(waiting_reader, client, before)
-        client.replicaof("no", "one")
+        before = await asyncio.to_thread(waiting_reader, redis_client)
+        redis_client.replicaof("127.0.0.1", str(free_port()))
+        await asyncio.to_thread(waiting_reader, redis_client, before)
+        redis_client.replicaof("no", "one")
         assert len(worker.take(1)) == 1
         assert (await started).event.type == "started"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -163,6 +164,12 @@ class Upsample(nn.Module):
         return out
 
 
+def _attention(width: int, heads: int, context: int | None, depth: int, linear: bool, crosses: bool) -> nn.Module:
+    if context is None:
+        return AttentionBlock(width, heads)
+    return SpatialTransformer(width, context, heads, depth, linear, crosses)
+
+
 def _label_embedding(classes: int | None, added: int | None, emb: int) -> nn.Module | None:
     if added is not None:
         return nn.Sequential(nn.Sequential(nn.Linear(added, emb), nn.SiLU(), nn.Linear(emb, emb)))
@@ -195,18 +202,13 @@ class UNetModel(nn.Module):
     ) -> None:
         super().__init__()
         depths = depth if isinstance(depth, tuple) else (depth,) * len(multiples)
+        crossing = only_cross or (False,) * len(multiples)
         self.base, emb = base, 4 * base
         self.time_embed = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
-        if (embedding := _label_embedding(classes, added, emb)) is not None:
-            self.label_emb = embedding
+        self.label_emb: Any = _label_embedding(classes, added, emb)
 
-        def attend(width: int, level: int, middle: bool = False) -> nn.Module:
-            number = heads or width // head_width
-            if context is None:
-                return AttentionBlock(width, number)
-            # The x4 upscaler's middle has self-attention, whatever its levels have.
-            crosses = only_cross is not None and only_cross[level] and not middle
-            return SpatialTransformer(width, context, number, depths[level], linear, crosses)
+        def attend(width: int, level: int, crosses: bool) -> nn.Module:
+            return _attention(width, heads or width // head_width, context, depths[level], linear, crosses)
 
         last = len(multiples) - 1
         self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(channels[0], base, 3, padding=1)])])
@@ -216,7 +218,7 @@ class UNetModel(nn.Module):
                 block: list[nn.Module] = [ResBlock(width, emb, multiple * base, scale_shift)]
                 width = multiple * base
                 if factor in attention:
-                    block.append(attend(width, level))
+                    block.append(attend(width, level, crossing[level]))
                 self.input_blocks.append(nn.ModuleList(block))
                 skips.append(width)
             if level < last:
@@ -225,14 +227,15 @@ class UNetModel(nn.Module):
                 skips.append(width)
                 factor *= 2
         ends = [ResBlock(width, emb, width, scale_shift) for _ in range(2)]
-        self.middle_block = nn.ModuleList([ends[0], attend(width, last, middle=True), ends[1]])
+        # The x4 upscaler's middle has self-attention, whatever its levels have.
+        self.middle_block = nn.ModuleList([ends[0], attend(width, last, crosses=False), ends[1]])
         self.output_blocks = nn.ModuleList()
-        for level in range(last, -1, -1):
+        for level in reversed(range(len(multiples))):
             for index in range(layers + 1):
                 block = [ResBlock(width + skips.pop(), emb, multiples[level] * base, scale_shift)]
                 width = multiples[level] * base
                 if factor in attention:
-                    block.append(attend(width, level))
+                    block.append(attend(width, level, crossing[level]))
                 if level and index == layers:
                     block.append(ResBlock(width, emb, width, scale_shift, "up") if updown else Upsample(width))
                     factor //= 2

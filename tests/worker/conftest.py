@@ -1,7 +1,7 @@
 """Tiny random models, built once per session."""
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from broker.gateway_side import JobBroker
 from broker.store import Store
 from contract.settings import Settings
 from models.latent_diffusion import LatentDiffusion
@@ -55,13 +54,6 @@ def mask() -> Image.Image:
     hole = Image.new("L", (50, 37))
     hole.paste(255, (12, 9, 40, 30))
     return hole
-
-
-@pytest.fixture
-async def gateway(settings: Settings) -> AsyncIterator[JobBroker]:
-    broker = JobBroker(settings)
-    yield broker
-    await broker.close()
 
 
 @pytest.fixture
